@@ -1,0 +1,154 @@
+"""What the public functions check before anything is computed or written."""
+
+import operator
+from typing import Any
+
+import numpy as np
+from numpy.exceptions import AxisError
+
+from pysoftmax.backends import Array, Backend
+
+ACCEPTED = "float16, bfloat16, float32, float64, integers and bool"
+HALVES = ("float16", "bfloat16")
+REALS = ("float32", "float64")
+
+
+def result_dtype(dtype: Any) -> np.dtype[Any]:
+    """The float dtype of a result, from the input's dtype.
+
+    Integers and bool are promoted: float32 holds all of 8 and 16 bits, float64 the others.
+    """
+    dtype = np.dtype(dtype)
+    if dtype.name in HALVES or dtype.name in REALS:
+        return dtype.newbyteorder("=")
+    if dtype.kind in "biu":
+        return np.dtype(np.float32 if dtype.itemsize <= 2 else np.float64)
+    raise TypeError(f"expected an array of {ACCEPTED}, got {dtype.name} ({dtype.str})")
+
+
+def requested_dtype(dtype: Any) -> np.dtype[Any]:
+    """The `dtype` argument, which must be one of the floats."""
+    wanted = np.dtype(dtype)
+    if wanted.name not in HALVES and wanted.name not in REALS:
+        raise TypeError(
+            f"dtype must be float16, bfloat16, float32 or float64, got {wanted.name}"
+        )
+    return wanted.newbyteorder("=")
+
+
+def compute_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """What the kernels compute in: the half precisions in float32."""
+    return np.dtype(np.float32) if dtype.name in HALVES else dtype
+
+
+def convert(x: Array, dtype: Any) -> tuple[Array, np.dtype[Any]]:
+    """`x` in the dtype the kernels compute in, and the dtype of the result."""
+    wanted = result_dtype(x.dtype)
+    if dtype is not None:
+        wanted = requested_dtype(dtype)
+        x = x.astype(wanted, copy=False)
+    return x.astype(compute_dtype(wanted), copy=False), wanted
+
+
+def normalize_axes(axis: Any, ndim: int) -> tuple[int, ...]:
+    """`axis` as distinct non-negative ints in ascending order; None is all of them."""
+    if axis is None:
+        return tuple(range(ndim))
+    given = axis if isinstance(axis, tuple) else (axis,)
+    # A 0-d array is one class, so that its only axis may be called -1 or 0.
+    size = max(ndim, 1)
+    axes = []
+    for one in given:
+        index = operator.index(one)
+        if not -size <= index < size:
+            raise AxisError(index, ndim)
+        axes.append(index % size)
+    if len(set(axes)) < len(axes):
+        raise ValueError(f"axis names a dimension twice: {axis}")
+    return tuple(sorted(axes)) if ndim else ()
+
+
+def normalize_axis(axis: Any, ndim: int) -> int:
+    """A single axis as a non-negative int."""
+    if axis is None or isinstance(axis, tuple):
+        raise TypeError(f"axis must be one int here, got {axis!r}")
+    if ndim == 0:
+        raise ValueError("expected at least one dimension (the classes), got a 0-d array")
+    return normalize_axes(axis, ndim)[0]
+
+
+def reduced_shape(
+    shape: tuple[int, ...], axes: tuple[int, ...], keepdims: bool = False
+) -> tuple[int, ...]:
+    """Shape after a reduction over `axes`."""
+    if keepdims:
+        return tuple(1 if i in axes else n for i, n in enumerate(shape))
+    return tuple(n for i, n in enumerate(shape) if i not in axes)
+
+
+def check_temperature(temperature: Any, rows: tuple[int, ...], gradient: bool = False) -> Any:
+    """A float, or an array of float64 with one temperature per row."""
+    values = np.asarray(temperature)
+    if values.dtype.kind not in "biuf":
+        raise TypeError(f"temperature must be a real number or array, got {temperature!r}")
+    values = values.astype(np.float64)
+    if not (values >= 0).all():
+        worst = values[~(values >= 0)].flat[0]
+        raise ValueError(f"temperature must be >= 0 and not NaN, got {worst}")
+    if gradient and not (values > 0).all():
+        raise ValueError("temperature must be > 0 for a gradient, got 0")
+    if values.ndim == 0:
+        return float(values)
+    try:
+        return np.ascontiguousarray(np.broadcast_to(values, rows))
+    except ValueError:
+        raise ValueError(
+            f"temperature must broadcast against the shape of the rows {rows}, "
+            f"got shape {values.shape}"
+        ) from None
+
+
+def check_where(where: Any, shape: tuple[int, ...], backend: Backend) -> Array | None:
+    """A bool array of the input's shape, or None."""
+    if where is None:
+        return None
+    mask = backend.as_array(where)
+    if mask.dtype != np.bool_:
+        raise TypeError(f"where must be bool, got {mask.dtype.name}")
+    try:
+        return backend.namespace.broadcast_to(mask, shape)
+    except ValueError:
+        raise ValueError(
+            f"where must broadcast to the input's shape {shape}, got shape {mask.shape}"
+        ) from None
+
+
+def check_out(
+    out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], backend: Backend, name: str = "out"
+) -> Array:
+    """An array to write a result of this shape and dtype into."""
+    if not backend.can_be_written(out):
+        raise TypeError(f"{name} must be an array of {backend.library}, got {type(out).__name__}")
+    if out.dtype.newbyteorder("=") != dtype:
+        raise TypeError(f"{name} must have dtype {dtype.name}, got {out.dtype.name}")
+    if out.shape != shape:
+        raise ValueError(f"{name} must have shape {shape}, got {out.shape}")
+    if not getattr(getattr(out, "flags", None), "writeable", True):
+        raise ValueError(f"{name} is read-only")
+    return out
+
+
+def target_for(out: Any, array: Array, backend: Backend) -> Array:
+    """`out` if the kernels can write to it as it is, else a new array like `array`."""
+    if out is not None and out.dtype == array.dtype and out.dtype.isnative:
+        return out
+    return backend.empty(array.shape, array.dtype, array)
+
+
+def deliver(backend: Backend, result: Array, dtype: Any, out: Any, like: Any) -> Any:
+    """The result in its dtype: in `out` if there is one, else in the type of `like`."""
+    if out is None:
+        return backend.wrap(result.astype(dtype, copy=False), like)
+    if result is not out:
+        out[...] = result
+    return out

@@ -1,0 +1,82 @@
+"""Which backend an array belongs to, by its type alone."""
+
+import importlib
+import importlib.metadata
+from functools import cache
+from typing import Any
+
+from pysoftmax.backends import Backend
+from pysoftmax.backends import numpy as numpy_backend
+
+# name -> (module, extra of pysoftmax that installs its library)
+BUILT_IN = {"numpy": ("pysoftmax.backends.numpy", "")}
+
+ENTRY_POINTS = "pysoftmax.backends"
+
+
+@cache
+def third_party() -> dict[str, importlib.metadata.EntryPoint]:
+    """Backends that other distributions offer."""
+    return {entry.name: entry for entry in importlib.metadata.entry_points(group=ENTRY_POINTS)}
+
+
+@cache
+def load(name: str) -> Backend:
+    """Import a backend by name."""
+    if name in BUILT_IN:
+        return importlib.import_module(BUILT_IN[name][0])  # type: ignore[return-value]
+    return third_party()[name].load()
+
+
+def names() -> list[str]:
+    """All backends, built in and third-party."""
+    return [*BUILT_IN, *(name for name in third_party() if name not in BUILT_IN)]
+
+
+def find(array: Any) -> Backend | None:
+    """The backend that recognises `array`, or None."""
+    for name in names():
+        backend = load(name)
+        if backend.recognises(array):
+            return backend
+    return None
+
+
+def describe(array: Any) -> str:
+    """An array's type as an error message names it."""
+    return f"{type(array).__module__}.{type(array).__qualname__}"
+
+
+def backend_of(**arrays: Any) -> Backend:
+    """The one backend of all arguments that are not None.
+
+    Raises
+    ------
+    TypeError
+        If a type is unknown, or if the arguments come from different libraries.
+    """
+    found: dict[str, tuple[Backend, str]] = {}
+    for argument, array in arrays.items():
+        if array is None:
+            continue
+        backend = numpy_backend if numpy_backend.recognises(array) else find(array)
+        if backend is None:
+            libraries = ", ".join(
+                f"{name} (pip install 'pysoftmax[{extra}]')" if extra else name
+                for name, extra in _installable()
+            )
+            raise TypeError(
+                f"{argument}: no backend for {describe(array)}; expected an array of numpy "
+                f"(or a list or number), or of another backend: {libraries}"
+            )
+        found.setdefault(backend.name, (backend, f"{argument} is {describe(array)}"))
+    if len(found) > 1:
+        raise TypeError(
+            "all arrays of a call must come from one library, but "
+            + " and ".join(where for _, where in found.values())
+        )
+    return next(iter(found.values()))[0]
+
+
+def _installable() -> list[tuple[str, str]]:
+    return [(name, BUILT_IN[name][1] if name in BUILT_IN else "") for name in names()]

@@ -1,0 +1,56 @@
+"""Version, and what this installation can do."""
+
+import importlib.metadata
+import platform
+from typing import Any
+
+import numpy as np
+
+from pysoftmax import _dispatch
+from pysoftmax.backends.numpy import cpu, target
+
+__version__: str = importlib.metadata.version("pysoftmax")
+
+
+def info() -> dict[str, Any]:
+    """Describe this installation: versions, CPU targets, threads, backends.
+
+    Returns
+    -------
+    dict
+        Plain values that go into JSON. ``cpu`` holds the instruction-set `target` in use,
+        the ones `available` on this machine and those `built`, best first.
+
+    Examples
+    --------
+    >>> import pysoftmax
+    >>> pysoftmax.info()["cpu"]["target"] in pysoftmax.info()["cpu"]["available"]
+    True
+    """
+    return {
+        "version": __version__,
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "cpu": {
+            "target": target,
+            "available": cpu.available_targets(),
+            "built": cpu.built_targets(),
+        },
+        "threads": cpu.get_num_threads(),
+        "openmp": cpu.has_openmp(),
+        "backends": {name: _describe(name) for name in _dispatch.names()},
+    }
+
+
+def _describe(name: str) -> dict[str, Any]:
+    """Whether a backend's library is installed, which version, and how to install it."""
+    library = _dispatch.load(name).library
+    try:
+        version = importlib.metadata.version(library)
+    except importlib.metadata.PackageNotFoundError:
+        version = None
+    return {
+        "available": version is not None,
+        "version": version,
+        "install": None if version else f"pip install 'pysoftmax[{name}]'",
+    }

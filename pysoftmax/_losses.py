@@ -1,0 +1,371 @@
+"""Cross-entropy and binary cross-entropy, with and without their gradients."""
+
+from typing import Any
+
+import numpy as np
+
+from pysoftmax import _arguments as check
+from pysoftmax._dispatch import backend_of
+from pysoftmax.backends import Array, Backend
+
+__all__ = [
+    "binary_cross_entropy_with_logits",
+    "binary_cross_entropy_with_logits_with_grad",
+    "cross_entropy",
+    "cross_entropy_with_grad",
+]
+
+REDUCTIONS = ("none", "mean", "sum")
+
+
+def cross_entropy(
+    logits: Any,
+    target: Any,
+    axis: int = -1,
+    *,
+    weight: Any = None,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    reduction: str = "mean",
+    temperature: Any = 1.0,
+) -> Any:
+    r"""Cross-entropy between logits and class labels or target probabilities.
+
+    For one row, with q the target distribution: ``sum_c q_c * (logsumexp(x) - x_c)``.
+
+    Parameters
+    ----------
+    logits : array_like
+        Unnormalised scores, classes along `axis`, dtypes as for `softmax`.
+    target : array_like
+        Class labels (any integer dtype, the shape of `logits` without `axis`) or
+        probabilities (float, the shape of `logits`).
+    axis : int, default -1
+        The classes.
+    weight : array_like, optional
+        One factor per class.
+    ignore_index : int, default -100
+        Rows with this label give loss 0 and gradient 0, and do not count in the mean.
+    label_smoothing : float, default 0.0
+        In [0, 1]: how much of each target goes to all classes evenly.
+    reduction : {"mean", "sum", "none"}, default "mean"
+        "mean" divides by the sum of the weights of the labels used, for target
+        probabilities by the number of rows.
+    temperature : float or array_like, default 1.0
+        Divides the logits, as for `softmax`.
+
+    Returns
+    -------
+    scalar or ndarray
+        The loss in the float dtype of `logits`; with "none" one per row. The mean over no
+        rows is NaN.
+
+    Raises
+    ------
+    IndexError
+        For a label outside [0, C) that is not `ignore_index`: the first position and value.
+    TypeError, ValueError, numpy.exceptions.AxisError
+        For dtypes, shapes and values that do not fit.
+
+    See Also
+    --------
+    cross_entropy_with_grad : The gradient from the same read of the logits.
+
+    Examples
+    --------
+    >>> from pysoftmax import cross_entropy
+    >>> float(cross_entropy([[2.0, 1.0, 0.0], [0.0, 1.0, 5.0]], [0, 2]).round(4))
+    0.2162
+    >>> cross_entropy([[50.0, 0.0]], [0], reduction="none")
+    array([1.92874985e-22])
+    """
+    return _cross_entropy(
+        logits, target, axis, weight, ignore_index, label_smoothing, reduction, temperature,
+        False, None,
+    )[0]
+
+
+def cross_entropy_with_grad(
+    logits: Any,
+    target: Any,
+    axis: int = -1,
+    *,
+    weight: Any = None,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    reduction: str = "mean",
+    temperature: Any = 1.0,
+    grad_out: Any = None,
+) -> tuple[Any, Any]:
+    """Cross-entropy and its gradient with respect to the logits, from one read of them.
+
+    Parameters
+    ----------
+    logits, target, axis, weight, ignore_index, label_smoothing, reduction : optional
+        As for `cross_entropy`.
+    temperature : float or array_like, default 1.0
+        As for `cross_entropy`, but greater than 0.
+    grad_out : ndarray, optional
+        Where to write the gradient: shape and dtype of `grad`. May be `logits` itself.
+
+    Returns
+    -------
+    loss : scalar or ndarray
+        What `cross_entropy` returns.
+    grad : ndarray
+        Gradient of the reduced loss (with "none", of each row's own), in the shape and
+        float dtype of `logits`: for a plain mean ``(softmax(x / T) - y) / (T * N)``.
+
+    Raises
+    ------
+    IndexError, TypeError, ValueError, numpy.exceptions.AxisError
+        As `cross_entropy`. Nothing has been written then.
+
+    Examples
+    --------
+    >>> from pysoftmax import cross_entropy_with_grad
+    >>> loss, grad = cross_entropy_with_grad([[2.0, 1.0, 0.0]], [0])
+    >>> grad.round(4)
+    array([[-0.3348,  0.2447,  0.09  ]])
+    """
+    return _cross_entropy(
+        logits, target, axis, weight, ignore_index, label_smoothing, reduction, temperature,
+        True, grad_out,
+    )
+
+
+def binary_cross_entropy_with_logits(
+    logits: Any,
+    target: Any,
+    *,
+    weight: Any = None,
+    pos_weight: Any = None,
+    reduction: str = "mean",
+) -> Any:
+    """Binary cross-entropy of independent labels, from logits.
+
+    ``weight * ((1 - y) * softplus(x) + pos_weight * y * softplus(-x))``.
+
+    Parameters
+    ----------
+    logits : array_like
+        One score per label, dtypes as for `softmax`.
+    target : array_like
+        Labels or probabilities in [0, 1], the shape of `logits`; bool and integers are
+        accepted.
+    weight : array_like, optional
+        Factors of the loss, broadcast to the shape of `logits`.
+    pos_weight : array_like, optional
+        Factors of the positive part, broadcast to the shape of `logits`.
+    reduction : {"mean", "sum", "none"}, default "mean"
+        "mean" divides by the number of elements.
+
+    Returns
+    -------
+    scalar or ndarray
+        The loss in the float dtype of `logits`; with "none" in their shape.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For dtypes, shapes and values that do not fit.
+
+    Examples
+    --------
+    >>> from pysoftmax import binary_cross_entropy_with_logits
+    >>> binary_cross_entropy_with_logits([3.0, -1.0], [1, 0], reduction="none").round(4)
+    array([0.0486, 0.3133])
+    """
+    return _binary_cross_entropy(logits, target, weight, pos_weight, reduction, False, None)[0]
+
+
+def binary_cross_entropy_with_logits_with_grad(
+    logits: Any,
+    target: Any,
+    *,
+    weight: Any = None,
+    pos_weight: Any = None,
+    reduction: str = "mean",
+    grad_out: Any = None,
+) -> tuple[Any, Any]:
+    """Binary cross-entropy and its gradient with respect to the logits.
+
+    Parameters
+    ----------
+    logits, target, weight, pos_weight, reduction : optional
+        As for `binary_cross_entropy_with_logits`.
+    grad_out : ndarray, optional
+        Where to write the gradient: shape and dtype of `grad`. May be `logits` itself.
+
+    Returns
+    -------
+    loss : scalar or ndarray
+        What `binary_cross_entropy_with_logits` returns.
+    grad : ndarray
+        Gradient of the reduced loss, in the shape and float dtype of `logits`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `binary_cross_entropy_with_logits`. Nothing has been written then.
+
+    Examples
+    --------
+    >>> from pysoftmax import binary_cross_entropy_with_logits_with_grad
+    >>> loss, grad = binary_cross_entropy_with_logits_with_grad([3.0, -1.0], [1, 0])
+    >>> grad.round(4)
+    array([-0.0237,  0.1345])
+    """
+    return _binary_cross_entropy(
+        logits, target, weight, pos_weight, reduction, True, grad_out
+    )
+
+
+def _check_reduction(reduction: str) -> None:
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}")
+
+
+def _check_target(
+    backend: Backend, target: Array, shape: tuple[int, ...], axis: int, ignore_index: int
+) -> bool:
+    """Whether `target` holds class labels; an error if it fits neither form."""
+    rows = check.reduced_shape(shape, (axis,))
+    if target.dtype.kind in "iu":
+        if target.shape != rows:
+            raise ValueError(
+                f"class labels must have the shape of the logits without axis {axis}, "
+                f"{rows}, got {target.shape}"
+            )
+        backend.check_labels(target, shape[axis], ignore_index)
+        return True
+    if target.dtype.kind == "b":
+        raise TypeError("target must be class labels (integers) or probabilities (floats), got bool")
+    check.result_dtype(target.dtype)
+    if target.shape != shape:
+        raise ValueError(
+            f"target probabilities must have the shape of the logits {shape}, got {target.shape}"
+        )
+    if not (target >= 0).all():
+        raise ValueError("target probabilities must be >= 0 and not NaN")
+    return False
+
+
+def _check_weight(backend: Backend, weight: Any, classes: int) -> Array | None:
+    if weight is None:
+        return None
+    values = backend.as_array(weight)
+    if values.dtype.kind not in "biuf":
+        raise TypeError(f"weight must be real, got {values.dtype.name}")
+    if values.shape != (classes,):
+        raise ValueError(f"weight must have one entry per class ({classes},), got {values.shape}")
+    return values.astype(np.float64)
+
+
+def _check_smoothing(label_smoothing: float) -> float:
+    smoothing = float(label_smoothing)
+    if not 0 <= smoothing <= 1:
+        raise ValueError(f"label_smoothing must be in [0, 1], got {label_smoothing}")
+    return smoothing
+
+
+def _reduce(
+    backend: Backend, loss: Array, reduction: str, divisor: float, wanted: Any, like: Any
+) -> Any:
+    if reduction == "none":
+        return backend.wrap(loss.astype(wanted, copy=False), like)
+    total = backend.sum(loss)
+    if reduction == "mean":
+        total = total / divisor if divisor else float("nan")
+    return wanted.type(total)
+
+
+def _cross_entropy(
+    logits: Any, target: Any, axis: Any, weight: Any, ignore_index: int,
+    label_smoothing: float, reduction: str, temperature: Any, with_grad: bool, grad_out: Any,
+) -> tuple[Any, Any]:
+    _check_reduction(reduction)
+    backend = backend_of(logits=logits, target=target, weight=weight)
+    array, wanted = check.convert(backend.as_array(logits), None)
+    axis = check.normalize_axis(axis, array.ndim)
+    classes = array.shape[axis]
+    rows = check.reduced_shape(array.shape, (axis,))
+    temperature = check.check_temperature(temperature, rows, with_grad)
+    smoothing = _check_smoothing(label_smoothing)
+    factors = _check_weight(backend, weight, classes)
+    truth = backend.as_array(target)
+    labelled = _check_target(backend, truth, array.shape, axis, ignore_index)
+    if grad_out is not None:
+        check.check_out(grad_out, array.shape, wanted, backend, "grad_out")
+
+    if labelled:
+        divisor = backend.sum_of_weights(truth, factors, ignore_index)
+    else:
+        truth = truth.astype(array.dtype, copy=False)
+        divisor = float(np.prod(rows))
+    scale = 1.0
+    if reduction == "mean":
+        scale = 1.0 / divisor if divisor else 0.0
+    loss = backend.empty(rows, array.dtype, array)
+    grad = check.target_for(grad_out, array, backend) if with_grad else None
+    if array.size:
+        backend.cross_entropy(
+            array, truth, axis, factors, ignore_index, smoothing, temperature, loss, grad, scale
+        )
+    else:
+        loss[...] = 0
+    value = _reduce(backend, loss, reduction, divisor, wanted, None)
+    if grad is not None:
+        grad = check.deliver(backend, grad, wanted, grad_out, logits)
+    return value, grad
+
+
+def _binary_cross_entropy(
+    logits: Any, target: Any, weight: Any, pos_weight: Any, reduction: str, with_grad: bool,
+    grad_out: Any,
+) -> tuple[Any, Any]:
+    _check_reduction(reduction)
+    backend = backend_of(logits=logits, target=target, weight=weight, pos_weight=pos_weight)
+    array, wanted = check.convert(backend.as_array(logits), None)
+    truth = backend.as_array(target)
+    check.result_dtype(truth.dtype)
+    if truth.shape != array.shape:
+        raise ValueError(
+            f"target must have the shape of the logits {array.shape}, got {truth.shape}"
+        )
+    if not ((truth >= 0) & (truth <= 1)).all():
+        raise ValueError("target must be in [0, 1] and not NaN")
+    truth = truth.astype(array.dtype, copy=False)
+    weights = _check_factor(backend, weight, array, "weight")
+    pos_weights = _check_factor(backend, pos_weight, array, "pos_weight")
+    if grad_out is not None:
+        check.check_out(grad_out, array.shape, wanted, backend, "grad_out")
+
+    scale = 1.0
+    if reduction == "mean":
+        scale = 1.0 / array.size if array.size else 0.0
+    loss = backend.empty(array.shape, array.dtype, array)
+    grad = check.target_for(grad_out, array, backend) if with_grad else None
+    if array.size:
+        backend.binary_cross_entropy(array, truth, weights, pos_weights, loss, grad, scale)
+    value = _reduce(backend, loss, reduction, array.size, wanted, logits)
+    if grad is not None:
+        grad = check.deliver(backend, grad, wanted, grad_out, logits)
+    return value, grad
+
+
+def _check_factor(backend: Backend, factor: Any, array: Array, name: str) -> Array | None:
+    """`factor` broadcast to the shape of the logits, in their dtype."""
+    if factor is None:
+        return None
+    values = backend.as_array(factor)
+    if values.dtype.kind not in "biuf":
+        raise TypeError(f"{name} must be real, got {values.dtype.name}")
+    try:
+        return backend.namespace.broadcast_to(
+            values.astype(array.dtype, copy=False), array.shape
+        )
+    except ValueError:
+        raise ValueError(
+            f"{name} must broadcast to the shape of the logits {array.shape}, got {values.shape}"
+        ) from None

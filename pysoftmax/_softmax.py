@@ -1,0 +1,406 @@
+"""softmax, log_softmax, logsumexp and the vector-Jacobian products."""
+
+from typing import Any
+
+import numpy as np
+
+from pysoftmax import _arguments as check
+from pysoftmax._dispatch import backend_of
+from pysoftmax.backends import Array, Backend
+from pysoftmax.backends.numpy import fast_log_softmax, fast_logsumexp, fast_softmax
+
+__all__ = ["log_softmax", "log_softmax_vjp", "logsumexp", "softmax", "softmax_vjp"]
+
+
+def softmax(
+    x: Any,
+    axis: int | tuple[int, ...] | None = -1,
+    *,
+    temperature: Any = 1.0,
+    where: Any = None,
+    dtype: Any = None,
+    out: Any = None,
+) -> Any:
+    r"""Probabilities from logits: ``exp(x / T) / sum(exp(x / T))``.
+
+    Parameters
+    ----------
+    x : array_like
+        Logits, float16, bfloat16, float32 or float64. Integers and bool are promoted to
+        float64 (8 and 16 bits to float32).
+    axis : int, tuple of int or None, default -1
+        The classes: one axis, several together, or all.
+    temperature : float or array_like, default 1.0
+        T, one for all or broadcast against the shape of `x` without `axis`. Lower
+        sharpens, higher flattens. 0 is the limit: the largest logits share the
+        probability; inf is uniform over all logits but -inf.
+    where : array_like of bool, optional
+        Classes that take part, broadcast to the shape of `x`. The others get 0, and so does
+        all of a row of which nothing takes part.
+    dtype : dtype, optional
+        Of the result; `x` is converted to it first.
+    out : ndarray, optional
+        Where to write: shape and dtype of the result. May be `x`, or overlap it.
+
+    Returns
+    -------
+    ndarray
+        Shape of `x`, float dtype of `x`. A row that holds NaN or +inf, or only -inf, is NaN.
+
+    Raises
+    ------
+    TypeError
+        For other dtypes, unknown array types and arrays of different libraries.
+    ValueError
+        For a negative or NaN temperature and for shapes that do not fit.
+    numpy.exceptions.AxisError
+        If there is no such axis.
+
+    Notes
+    -----
+    At most 4 ULP from the exact result for rows of up to 2**24 columns. The same bits for
+    any number of threads, any memory layout and axis, alone or in a batch, and for every
+    CPU target that has fma: ``docs/numerics.md``. float16 and bfloat16 are computed in
+    float32 and rounded once.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from pysoftmax import softmax
+    >>> softmax([2.1, 0.8, -1.3]).round(4)
+    array([0.7658, 0.2087, 0.0256])
+    >>> softmax(np.float32([1000, 1001]), temperature=2).round(4)
+    array([0.3775, 0.6225], dtype=float32)
+    """
+    result = fast_softmax(x, axis, temperature, where, dtype, out)
+    if result is not None:
+        return result
+    return _map("softmax", x, axis, temperature, where, dtype, out)
+
+
+def log_softmax(
+    x: Any,
+    axis: int | tuple[int, ...] | None = -1,
+    *,
+    temperature: Any = 1.0,
+    where: Any = None,
+    dtype: Any = None,
+    out: Any = None,
+) -> Any:
+    """Logarithm of the softmax, accurate where that rounds to 0 or 1.
+
+    Parameters
+    ----------
+    x : array_like
+        Logits, as for `softmax`.
+    axis : int, tuple of int or None, default -1
+        The classes: one axis, several together, or all.
+    temperature : float or array_like, default 1.0
+        As for `softmax`.
+    where : array_like of bool, optional
+        Classes that take part; the others get -inf.
+    dtype : dtype, optional
+        Of the result; `x` is converted to it first.
+    out : ndarray, optional
+        Where to write: shape and dtype of the result. May be `x`, or overlap it.
+
+    Returns
+    -------
+    ndarray
+        Shape of `x`, float dtype of `x`. A row that holds NaN or +inf, or only -inf, is NaN.
+
+    Raises
+    ------
+    TypeError, ValueError, numpy.exceptions.AxisError
+        As `softmax`.
+
+    Notes
+    -----
+    Computed as ``(x - max) / T - log1p(R)``, R the sum without one maximum (Blanchard,
+    Higham & Higham, IMA J. Numer. Anal. 41, 2021), so that log-probabilities near zero
+    keep their relative accuracy.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from pysoftmax import log_softmax
+    >>> log_softmax([50.0, 0.0])
+    array([-1.92874985e-22, -5.00000000e+01])
+    """
+    result = fast_log_softmax(x, axis, temperature, where, dtype, out)
+    if result is not None:
+        return result
+    return _map("log_softmax", x, axis, temperature, where, dtype, out)
+
+
+def logsumexp(
+    x: Any,
+    axis: int | tuple[int, ...] | None = -1,
+    *,
+    b: Any = None,
+    where: Any = None,
+    keepdims: bool = False,
+    return_sign: bool = False,
+    dtype: Any = None,
+    out: Any = None,
+) -> Any:
+    """Logarithm of a sum of exponentials: ``log(sum(b * exp(x)))``.
+
+    Parameters
+    ----------
+    x : array_like
+        Exponents, as the logits of `softmax`.
+    axis : int, tuple of int or None, default -1
+        What is summed over: one axis, several together, or all.
+    b : array_like, optional
+        Factors, broadcast against `x`. A term with factor 0 takes no part.
+    where : array_like of bool, optional
+        Elements that take part, broadcast to the shape of `x`.
+    keepdims : bool, default False
+        Keep the reduced axes with length 1.
+    return_sign : bool, default False
+        Also return the sign of the sum; else the logarithm of a negative sum is NaN.
+    dtype : dtype, optional
+        Of the result; `x` is converted to it first.
+    out : ndarray, optional
+        Where to write: shape and dtype of the result.
+
+    Returns
+    -------
+    result : ndarray or scalar
+        The shape of `x` without `axis`. -inf where nothing takes part, +inf where an
+        element is +inf, NaN where one is NaN.
+    sign : ndarray or scalar
+        Only with `return_sign`: 1, 0 or -1, shape and dtype of `result`.
+
+    Raises
+    ------
+    TypeError, ValueError, numpy.exceptions.AxisError
+        As `softmax`.
+
+    Examples
+    --------
+    >>> from pysoftmax import logsumexp
+    >>> float(logsumexp([1000.0, 1000.0]).round(4))
+    1000.6931
+    >>> value, sign = logsumexp([1.0, 2.0], b=[1, -1], return_sign=True)
+    >>> float(value.round(4)), float(sign)
+    (1.5413, -1.0)
+    """
+    if (
+        b is None and where is None and dtype is None and out is None
+        and keepdims is False and return_sign is False
+    ):
+        result = fast_logsumexp(x, axis)
+        if result is not None:
+            return result
+    return _logsumexp(x, axis, b, where, keepdims, return_sign, dtype, out)
+
+
+def softmax_vjp(
+    grad_output: Any,
+    probabilities: Any,
+    axis: int | tuple[int, ...] | None = -1,
+    *,
+    temperature: Any = 1.0,
+    out: Any = None,
+) -> Any:
+    """Gradient through `softmax`: ``p * (g - sum(g * p)) / T``.
+
+    Parameters
+    ----------
+    grad_output : array_like
+        g, the gradient with respect to the probabilities.
+    probabilities : array_like
+        p, what `softmax` returned, of the same shape.
+    axis : int, tuple of int or None, default -1
+        As it was given to `softmax`.
+    temperature : float or array_like, default 1.0
+        As it was given to `softmax`, but greater than 0.
+    out : ndarray, optional
+        Where to write; may be either input.
+
+    Returns
+    -------
+    ndarray
+        The gradient with respect to the logits, shape and dtype of `probabilities`.
+
+    Raises
+    ------
+    TypeError, ValueError, numpy.exceptions.AxisError
+        As `softmax`.
+
+    Examples
+    --------
+    >>> from pysoftmax import softmax, softmax_vjp
+    >>> p = softmax([1.0, 2.0, 3.0])
+    >>> softmax_vjp([0.0, 0.0, 1.0], p).round(4)
+    array([-0.0599, -0.1628,  0.2227])
+    """
+    return _vjp("softmax_vjp", grad_output, probabilities, axis, temperature, out)
+
+
+def log_softmax_vjp(
+    grad_output: Any,
+    log_probabilities: Any,
+    axis: int | tuple[int, ...] | None = -1,
+    *,
+    temperature: Any = 1.0,
+    out: Any = None,
+) -> Any:
+    """Gradient through `log_softmax`: ``(g - exp(log_p) * sum(g)) / T``.
+
+    Parameters
+    ----------
+    grad_output : array_like
+        g, the gradient with respect to the log-probabilities.
+    log_probabilities : array_like
+        What `log_softmax` returned, of the same shape.
+    axis : int, tuple of int or None, default -1
+        As it was given to `log_softmax`.
+    temperature : float or array_like, default 1.0
+        As it was given to `log_softmax`, but greater than 0.
+    out : ndarray, optional
+        Where to write; may be either input.
+
+    Returns
+    -------
+    ndarray
+        The gradient with respect to the logits, shape and dtype of `log_probabilities`.
+
+    Raises
+    ------
+    TypeError, ValueError, numpy.exceptions.AxisError
+        As `softmax`.
+
+    Examples
+    --------
+    >>> from pysoftmax import log_softmax, log_softmax_vjp
+    >>> log_softmax_vjp([0.0, 0.0, 1.0], log_softmax([1.0, 2.0, 3.0])).round(4)
+    array([-0.09  , -0.2447,  0.3348])
+    """
+    return _vjp("log_softmax_vjp", grad_output, log_probabilities, axis, temperature, out)
+
+
+def _map(
+    name: str, x: Any, axis: Any, temperature: Any, where: Any, dtype: Any, out: Any
+) -> Any:
+    """softmax or log_softmax of anything."""
+    backend = backend_of(x=x, where=where)
+    array, where = _masked(backend, x, where)
+    array, wanted = check.convert(array, dtype)
+    axes = check.normalize_axes(axis, array.ndim)
+    temperature = check.check_temperature(temperature, check.reduced_shape(array.shape, axes))
+    where = check.check_where(where, array.shape, backend)
+    if out is not None:
+        check.check_out(out, array.shape, wanted, backend)
+    target = check.target_for(out, array, backend)
+    if array.size:
+        getattr(backend, name)(array, axes, target, where, temperature)
+    return check.deliver(backend, target, wanted, out, x)
+
+
+def _masked(backend: Backend, x: Any, where: Any) -> tuple[Array, Any]:
+    """`x` as an array, and its own mask joined to `where`."""
+    own = backend.mask_of(x)
+    if own is not None:
+        where = own if where is None else own & backend.as_array(where)
+    return backend.as_array(x), where
+
+
+def _logsumexp(
+    x: Any, axis: Any, b: Any, where: Any, keepdims: bool, return_sign: bool, dtype: Any,
+    out: Any,
+) -> Any:
+    """logsumexp with all its options."""
+    backend = backend_of(x=x, b=b, where=where)
+    array, where = _masked(backend, x, where)
+    if b is not None:
+        factor = backend.as_array(b)
+        check.result_dtype(factor.dtype)
+        array = backend.namespace.broadcast_to(
+            array, np.broadcast_shapes(array.shape, factor.shape)
+        )
+        factor = backend.namespace.broadcast_to(factor, array.shape)
+    array, wanted = check.convert(array, dtype)
+    axes = check.normalize_axes(axis, array.ndim)
+    where = check.check_where(where, array.shape, backend)
+    shape = check.reduced_shape(array.shape, axes, keepdims)
+    if out is not None:
+        check.check_out(out, shape, wanted, backend)
+    reduced = check.reduced_shape(array.shape, axes)
+    if b is None:
+        result, sign = _log_of_sum(backend, array, axes, where, reduced), None
+    else:
+        result, sign = _log_of_weighted_sum(backend, array, axes, factor, where, reduced)
+    if return_sign and sign is None:
+        sign = backend.namespace.ones_like(result)
+    elif sign is not None and not return_sign:
+        result[sign < 0] = np.nan
+    value = check.deliver(backend, result.reshape(shape), wanted, out, None)
+    if not return_sign:
+        return value
+    return value, check.deliver(backend, sign.reshape(shape), wanted, None, None)
+
+
+def _log_of_sum(
+    backend: Backend, array: Array, axes: tuple[int, ...], where: Any, reduced: tuple[int, ...]
+) -> Array:
+    result = backend.empty(reduced, array.dtype, array)
+    if array.size:
+        backend.logsumexp(array, axes, result, where)
+    else:
+        result[...] = -np.inf
+    return result
+
+
+def _log_of_weighted_sum(
+    backend: Backend, array: Array, axes: tuple[int, ...], factor: Array, where: Any,
+    reduced: tuple[int, ...],
+) -> tuple[Array, Array]:
+    """log |sum b exp(x)| and the sum's sign, as logsumexp + log |sum b softmax|."""
+    xp = backend.namespace
+    takes_part = factor != 0 if where is None else (factor != 0) & where
+    lse = _log_of_sum(backend, array, axes, takes_part, reduced)
+    weights = backend.empty(array.shape, array.dtype, array)
+    if array.size:
+        backend.softmax(array, axes, weights, takes_part, 1.0)
+    # Rows with +inf: only the infinite terms count, each as much as its factor.
+    infinite = xp.broadcast_to(xp.expand_dims(lse, axes) == np.inf, array.shape)
+    weights = xp.where(infinite, (array == np.inf) & takes_part, weights)
+    # A factor of NaN or inf must not meet the 0 of a masked term.
+    terms = xp.where(takes_part, factor.astype(np.float64), 0.0) * weights
+    total = terms.sum(axis=axes)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        result = xp.asarray((lse + xp.log(abs(total))).astype(array.dtype))
+    empty = lse == -np.inf
+    sign = xp.asarray(xp.sign(total).astype(array.dtype))
+    result[empty] = -np.inf
+    sign[empty] = 0
+    return result, sign
+
+
+def _vjp(
+    name: str, grad_output: Any, values: Any, axis: Any, temperature: Any, out: Any
+) -> Any:
+    """softmax_vjp or log_softmax_vjp of anything."""
+    backend = backend_of(grad_output=grad_output, values=values)
+    grad, array = backend.as_array(grad_output), backend.as_array(values)
+    if grad.shape != array.shape:
+        raise ValueError(
+            f"grad_output must have the shape of the forward result {array.shape}, "
+            f"got {grad.shape}"
+        )
+    array, wanted = check.convert(array, None)
+    check.result_dtype(grad.dtype)
+    grad = grad.astype(array.dtype, copy=False)
+    axes = check.normalize_axes(axis, array.ndim)
+    temperature = check.check_temperature(
+        temperature, check.reduced_shape(array.shape, axes), gradient=True
+    )
+    if out is not None:
+        check.check_out(out, array.shape, wanted, backend)
+    target = check.target_for(out, array, backend)
+    if array.size:
+        getattr(backend, name)(grad, array, axes, temperature, target)
+    return check.deliver(backend, target, wanted, out, values)

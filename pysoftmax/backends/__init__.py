@@ -1,0 +1,97 @@
+"""Backends: one module per array library, all with the interface of :class:`Backend`.
+
+A public function validates its arguments, works out axis, dtype and shapes, allocates the
+result with the backend and calls the function of its own name on it. Below that nothing is
+checked again.
+
+Adding a backend is adding one module with these functions and naming it in
+``_dispatch.BUILT_IN``, or, from another distribution, an entry point::
+
+    [project.entry-points."pysoftmax.backends"]
+    mylib = "mypackage.pysoftmax_backend"
+
+``tests/test_contract.py`` holds every backend to the interface.
+"""
+
+from typing import Any, Protocol, runtime_checkable
+
+Array = Any
+
+
+@runtime_checkable
+class Backend(Protocol):
+    """What a backend module provides.
+
+    Every ``x``, ``out`` and target below is an array of the backend's library. ``axis`` is a
+    tuple of distinct non-negative ints in ascending order, the axes that are reduced together.
+    ``temperature`` is a float, or an array of float64 with the shape of the reduced result.
+    ``where`` is None or a bool array of the shape of ``x``. ``out`` has the shape and dtype
+    of ``x``; it may be ``x`` or overlap it in any way.
+    """
+
+    name: str
+    library: str  # the distribution that brings the arrays
+    namespace: Any  # its module of NumPy-like functions
+
+    def recognises(self, array: Any) -> bool:
+        """Whether `array` belongs to this backend's library, without importing it."""
+
+    def as_array(self, x: Any) -> Array:
+        """`x` as an array proper (for NumPy lists, scalars and subclasses too)."""
+
+    def mask_of(self, x: Any) -> Array | None:
+        """True where a masked array is not masked; None for all others."""
+
+    def wrap(self, result: Array, like: Any) -> Any:
+        """`result` in the type of the caller's `like`, where that offers a way back."""
+
+    def can_be_written(self, out: Any) -> bool:
+        """Whether `out` is an array to write to."""
+
+    def empty(self, shape: tuple[int, ...], dtype: Any, like: Array) -> Array:
+        """An uninitialised array, on the device of `like`."""
+
+    def softmax(self, x: Array, axis: tuple[int, ...], out: Array, where: Array | None,
+                temperature: Any) -> None:
+        """Probabilities into `out`."""
+
+    def log_softmax(self, x: Array, axis: tuple[int, ...], out: Array, where: Array | None,
+                    temperature: Any) -> None:
+        """Log-probabilities into `out`."""
+
+    def logsumexp(self, x: Array, axis: tuple[int, ...], out: Array,
+                  where: Array | None) -> None:
+        """log sum exp into `out`, of the reduced shape."""
+
+    def cross_entropy(self, logits: Array, target: Array, axis: int, weight: Array | None,
+                      ignore_index: int, label_smoothing: float, temperature: Any,
+                      loss: Array, grad: Array | None, scale: Any) -> None:
+        """One loss per row into `loss` and, unless None, `scale` times its gradient."""
+
+    def check_labels(self, target: Array, classes: int, ignore_index: int) -> None:
+        """IndexError for the first label outside [0, classes) that is not ignored."""
+
+    def sum_of_weights(self, target: Array, weight: Array | None, ignore_index: int) -> float:
+        """What a mean over class-index targets divides by."""
+
+    def sum(self, x: Array) -> float:
+        """Sum of all elements in the order of the numeric contract."""
+
+    def sigmoid(self, x: Array, out: Array) -> None:
+        """1 / (1 + exp(-x)) into `out`."""
+
+    def log_sigmoid(self, x: Array, out: Array) -> None:
+        """log sigmoid(x) into `out`."""
+
+    def binary_cross_entropy(self, logits: Array, target: Array, weight: Array | None,
+                             pos_weight: Array | None, loss: Array, grad: Array | None,
+                             scale: Any) -> None:
+        """One loss per element into `loss` and, unless None, `scale` times its gradient."""
+
+    def softmax_vjp(self, grad_output: Array, probabilities: Array, axis: tuple[int, ...],
+                    temperature: Any, out: Array) -> None:
+        """Gradient with respect to the logits into `out`."""
+
+    def log_softmax_vjp(self, grad_output: Array, log_probabilities: Array,
+                        axis: tuple[int, ...], temperature: Any, out: Array) -> None:
+        """Gradient with respect to the logits into `out`."""

@@ -1,0 +1,276 @@
+"""The command line, ``python -m pysoftmax`` or ``pysoftmax``: one function a command.
+
+Exit status: 0 done, 1 failed (one line on standard error says why), 2 wrong usage, and
+128 + signal when stopped: 130 by Ctrl-C, 143 by SIGTERM, 141 by a reader that closed the pipe.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import json
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from importlib.util import find_spec
+from typing import Any, NoReturn
+
+import pysoftmax
+from pysoftmax import _files
+
+Command = Callable[[argparse.Namespace], None]
+
+_COMMANDS: dict[str, tuple[Command, tuple[Callable[[argparse.ArgumentParser], object], ...]]] = {}
+
+
+def argument(*names: str, **options: Any) -> Callable[[argparse.ArgumentParser], object]:
+    """Describe an argument of a command in the words of `argparse`."""
+    return lambda parser: parser.add_argument(*names, **options)
+
+
+def command(
+    *arguments: Callable[[argparse.ArgumentParser], object],
+) -> Callable[[Command], Command]:
+    """Make a function a command of its name; its docstring is the help."""
+
+    def register(function: Command) -> Command:
+        _COMMANDS[function.__name__] = function, arguments
+        return function
+
+    return register
+
+
+def _temperature(text: str) -> float:
+    """Read a temperature off the command line."""
+    try:
+        if (value := float(text)) >= 0:
+            return value
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"expected a number of at least 0, got {text!r}")
+
+
+def _count(text: str) -> int:
+    """Read a number of lines off the command line."""
+    if text.isdecimal():
+        return int(text)
+    raise argparse.ArgumentTypeError(f"expected a whole number of at least 0, got {text!r}")
+
+
+def _target(text: str) -> str:
+    """Read a name whose ending says what to write."""
+    if text == "-" or text.endswith((".npy", ".csv")):
+        return text
+    raise argparse.ArgumentTypeError(f"expected a name in .npy or .csv, or -, got {text!r}")
+
+
+# -- commands ------------------------------------------------------------------------------
+
+
+@command(argument("--json", action="store_true", help="print the figures as JSON"))
+def demo(args: argparse.Namespace) -> None:
+    """Show softmax at work on the logits of a real classifier, and its speed."""
+    from pysoftmax import demo as demonstration
+
+    results = demonstration.run()
+    if args.json:
+        print(json.dumps(results, indent=2))
+    else:
+        demonstration.show(results, table)
+
+
+@command(
+    argument("source", metavar="IN", help=".npy or CSV file; - for standard input"),
+    argument(
+        "target",
+        type=_target,
+        metavar="OUT",
+        help=".npy or .csv file; - for CSV on standard output",
+    ),
+    argument("--log", action="store_true", help="write log-probabilities"),
+    argument("--axis", type=int, default=-1, metavar="N", help="axis of the classes (last)"),
+    argument(
+        "--temperature",
+        type=_temperature,
+        default=1.0,
+        metavar="T",
+        help="divide the logits by T; 0 gives one-hot rows, inf uniform ones (1)",
+    ),
+    argument("--dtype", choices=["float32", "float64"], help="dtype of the result (as the input)"),
+    argument(
+        "--skip-header", type=_count, default=0, metavar="N", help="skip N lines at the head of CSV"
+    ),
+)
+def softmax(args: argparse.Namespace) -> None:
+    """Turn a file of logits into a file of probabilities, in blocks, however large it is.
+
+    A .npy file is read and written in blocks along any axis, and never unpickled. CSV is text
+    without a header, one row of logits a line; blank lines are skipped. With --axis 0, CSV
+    must fit in memory. OUT is replaced only once it is complete.
+    """
+    function = pysoftmax.log_softmax if args.log else pysoftmax.softmax
+    with progress_bar() as progress:
+        _files.convert(
+            args.source,
+            args.target,
+            partial(function, temperature=args.temperature, dtype=args.dtype),
+            axis=args.axis,
+            skip_header=args.skip_header,
+            progress=progress,
+        )
+
+
+@command(argument("--json", action="store_true", help="print JSON"))
+def info(args: argparse.Namespace) -> None:
+    """Print the versions, the CPU kernels in use, the threads and the backends."""
+    facts = pysoftmax.info()
+    if args.json:
+        print(json.dumps(facts, indent=2))
+        return
+    cpu, threads = facts["cpu"], facts["threads"]
+    lines = {
+        "pysoftmax": facts["version"],
+        "Python": facts["python"],
+        "NumPy": facts["numpy"],
+        "CPU kernels": f"{cpu['target']} (built: {', '.join(cpu['built'])}; "
+        f"usable here: {', '.join(cpu['available'])})",
+        "threads": f"{threads}{'' if facts['openmp'] else ' (built without OpenMP)'}",
+    }
+    for name, backend in facts["backends"].items():
+        absent = f"not installed: {backend['install']}" if backend["install"] else "not available"
+        lines[f"backend {name}"] = backend["version"] if backend["available"] else absent
+    width = max(map(len, lines))
+    for key, value in lines.items():
+        print(f"{key:{width}}  {value}")
+
+
+# -- terminal ------------------------------------------------------------------------------
+
+
+def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table, its first column flush left and the others flush right."""
+    if sys.stdout.isatty() and find_spec("rich"):
+        from rich.box import SIMPLE_HEAD
+        from rich.console import Console
+        from rich.table import Table
+
+        pretty = Table(box=SIMPLE_HEAD)
+        for column, header in enumerate(headers):
+            pretty.add_column(header, justify="right" if column else "left")
+        for row in rows:
+            pretty.add_row(*row)
+        Console().print(pretty)
+        return
+    widths = [max(map(len, column)) for column in zip(headers, *rows, strict=True)]
+    for row in [headers, ["-" * width for width in widths], *rows]:
+        first, *others = zip(row, widths, strict=True)
+        print(f"{first[0]:<{first[1]}}", *(f"{cell:>{width}}" for cell, width in others), sep="  ")
+
+
+@contextmanager
+def progress_bar() -> Iterator[_files.Progress]:
+    """Lend a function that shows the fraction done if standard error is a terminal."""
+    if not sys.stderr.isatty():
+        yield lambda fraction: None
+    elif find_spec("rich"):
+        from rich.console import Console
+        from rich.progress import Progress
+
+        with Progress(console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task("softmax", total=None)
+            yield lambda fraction: bar.update(task, total=1.0, completed=fraction)
+    else:
+        try:
+            yield lambda fraction: print(f"\r{fraction:4.0%}", end="", file=sys.stderr, flush=True)
+        finally:
+            print("\r    \r", end="", file=sys.stderr, flush=True)
+
+
+# -- main ----------------------------------------------------------------------------------
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"pysoftmax: error: {message} (see {self.prog} --help)\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    """Make the parser of all commands."""
+    parser = _Parser(
+        prog="pysoftmax",
+        description="Fast, accurate softmax.",
+        epilog="Exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"pysoftmax {pysoftmax.__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for name, (function, arguments) in _COMMANDS.items():
+        text = inspect.getdoc(function) or ""
+        subparser = commands.add_parser(
+            name, help=text.partition("\n")[0], description=text, allow_abbrev=False
+        )
+        subparser.set_defaults(command=function)
+        for add in arguments:
+            add(subparser)
+    return parser
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP unwind the stack as Ctrl-C does, so that no half file stays."""
+
+    def stop(number: int, frame: object) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    names = ["SIGTERM", "SIGHUP"] if threading.current_thread() is threading.main_thread() else []
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    numbers = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]
+    for number in numbers:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit status."""
+    try:
+        with _stoppable():
+            args = _parser().parse_args(argv)
+            args.command(args)
+            print(end="", flush=True)
+        return 0
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+    except BrokenPipeError:
+        _settle_stdout()
+        return 141
+    except OSError as error:
+        return _fail(f"cannot write standard output: {error.strerror or error}")
+    except (_files.FileError, ValueError, TypeError, MemoryError) as error:
+        return _fail(str(error) or type(error).__name__)
+
+
+def _fail(message: str, status: int = 1) -> int:
+    """Say in one line what went wrong and return the exit status."""
+    _settle_stdout()
+    print("pysoftmax: error:", " ".join(message.split()), file=sys.stderr)
+    return status
+
+
+def _settle_stdout() -> None:
+    """Flush standard output or, where that fails, keep Python from trying again at exit."""
+    try:
+        print(end="", flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -1,0 +1,541 @@
+"""The door between NumPy arrays and the kernels: CPU target, threads, strategy.
+
+Everything that arrives here has been validated, except by the ``fast_*`` functions, which
+take the public functions' arguments as they are and return None for whatever is not an
+ordinary C-contiguous float32 or float64 array with plain options.
+"""
+
+import importlib.util
+import os
+
+cimport cython
+cimport numpy as cnp
+from cpython.pycapsule cimport PyCapsule_GetPointer
+from cython.parallel cimport prange
+from libc.math cimport INFINITY, fabs
+from libc.stdlib cimport free, malloc
+from libc.string cimport memset
+
+include "task.pxi"
+
+cdef extern from *:
+    """
+    #ifdef _OPENMP
+    #include <omp.h>
+    #define HAS_OPENMP 1
+    #else
+    #define HAS_OPENMP 0
+    static int omp_get_max_threads(void) { return 1; }
+    static int omp_in_parallel(void) { return 0; }
+    #endif
+
+    /* What num_threads() asks for holds for the calling thread alone. */
+    static _Thread_local int threads_here = 0;
+    static int get_threads_here(void) { return threads_here; }
+    static void set_threads_here(int n) { threads_here = n; }
+
+    static int cpu_has_avx2(void) {
+    #if defined(__x86_64__)
+        __builtin_cpu_init();
+        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")
+               && __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2");
+    #else
+        return 0;
+    #endif
+    }
+    static int cpu_has_avx512(void) {
+    #if defined(__x86_64__)
+        return cpu_has_avx2() && __builtin_cpu_supports("avx512f")
+               && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")
+               && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512cd");
+    #else
+        return 0;
+    #endif
+    }
+    """
+    bint HAS_OPENMP
+    int omp_get_max_threads() nogil
+    int omp_in_parallel() nogil
+    int get_threads_here() nogil
+    void set_threads_here(int n)
+    bint cpu_has_avx2()
+    bint cpu_has_avx512()
+
+cnp.import_array()
+
+# ------------------------------------------------------------------------- CPU targets
+
+ctypedef KernelTable *Table
+
+cdef Table float32_table = NULL
+cdef Table float64_table = NULL
+
+# Best first. A target counts as built if its modules are there.
+SUPPORTED = {
+    "avx512": cpu_has_avx512(),
+    "avx2": cpu_has_avx2(),
+    "neon": True,
+    "baseline": True,
+}
+
+
+def kernel_module(target, real):
+    return importlib.import_module(f"pysoftmax.backends._kernels_{target}_{real}")
+
+
+def built_targets():
+    """Targets this build has kernels for, best first."""
+    found = []
+    for target in SUPPORTED:
+        spec = importlib.util.find_spec(f"pysoftmax.backends._kernels_{target}_float32")
+        if spec is not None:
+            found.append(target)
+    return found
+
+
+def available_targets():
+    """Built targets that the running CPU supports, best first."""
+    return [target for target in built_targets() if SUPPORTED[target]]
+
+
+def use_target(target):
+    """Take the kernels of `target` from now on."""
+    global float32_table, float64_table
+    float32_table = <Table>PyCapsule_GetPointer(
+        kernel_module(target, "float32").kernel_table, "pysoftmax.kernel_table")
+    float64_table = <Table>PyCapsule_GetPointer(
+        kernel_module(target, "float64").kernel_table, "pysoftmax.kernel_table")
+
+
+# ----------------------------------------------------------------------------- threads
+
+# Below these a second thread costs more than it saves (docs/performance.md).
+cdef Py_ssize_t ELEMENTS_PER_THREAD = 1 << 15
+cdef Py_ssize_t ELEMENTS_WITH_GIL = 1 << 12
+
+cdef int threads_everywhere = 0
+cdef bint forked = False
+cdef bint openmp_used = False
+
+
+def has_openmp():
+    return HAS_OPENMP
+
+
+cdef inline int wanted_threads() noexcept nogil:
+    if forked:
+        # libgomp's threads do not survive fork, and it would wait for them for ever.
+        return 1
+    if get_threads_here() > 0:
+        return get_threads_here()
+    if threads_everywhere > 0:
+        return threads_everywhere
+    return omp_get_max_threads()
+
+
+def get_num_threads():
+    return wanted_threads() if HAS_OPENMP else 1
+
+
+def set_threads(int n):
+    """Threads for the whole process; 0 follows OpenMP."""
+    global threads_everywhere
+    threads_everywhere = n
+
+
+def swap_threads_here(int n):
+    """Threads for calls from this thread (0: as the process); returns what held before."""
+    before = get_threads_here()
+    set_threads_here(n)
+    return before
+
+
+def after_fork_in_child():
+    global forked
+    forked = openmp_used
+
+
+os.register_at_fork(after_in_child=after_fork_in_child)
+
+
+cdef inline int threads_for(Py_ssize_t elements) noexcept nogil:
+    cdef Py_ssize_t most = elements // ELEMENTS_PER_THREAD
+    if most < 2 or omp_in_parallel():
+        return 1
+    return <int>min(most, <Py_ssize_t>wanted_threads())
+
+
+# ---------------------------------------------------------------------------- strategy
+
+cdef int over_range(RangeFunction function, const Task *task, Py_ssize_t count,
+                    int threads) noexcept nogil:
+    """Call function over [0, count), in one even part per thread."""
+    cdef int failed = 0, part
+    if threads > count:
+        threads = <int>count
+    if threads <= 1:
+        return function(task, 0, count)
+    for part in prange(threads, num_threads=threads, schedule="static"):
+        failed |= function(task, count * part // threads, count * (part + 1) // threads)
+    return failed
+
+
+cdef int shared_row(Table table, Operation op, const Task *task, Py_ssize_t row,
+                    Py_ssize_t piece_length, int threads) noexcept nogil:
+    """One row by several threads; same bits as by one, because pieces have a fixed size."""
+    cdef Py_ssize_t pieces = (task.n + piece_length - 1) // piece_length, piece, bits
+    cdef Partial *partials = <Partial *>malloc(pieces * sizeof(Partial))
+    cdef double *exponents = <double *>malloc(
+        pieces * (PIECE_BYTES // BLOCK_BYTES) * sizeof(double))
+    cdef double *maxima = <double *>malloc(pieces * sizeof(double))
+    cdef double start = -INFINITY
+    cdef int depth = 0, missed = 0
+    if partials == NULL or exponents == NULL or maxima == NULL:
+        free(partials)
+        free(exponents)
+        free(maxima)
+        return -1
+    if op == SOFTMAX and task.out.data == task.x.data:
+        for piece in prange(pieces, num_threads=threads, schedule="static"):
+            maxima[piece] = table.piece_max(task, row, piece)
+        for piece in range(pieces):
+            start = max(start, maxima[piece])
+        # In place a sweep that gives up has already overwritten some of x.
+        missed = not fabs(start) <= 1048576.0
+    if not missed:
+        for piece in prange(pieces, num_threads=threads, schedule="static"):
+            missed |= not table.sweep_piece(op, task, row, piece, start, &partials[piece],
+                                            exponents)
+    if not missed:
+        for piece in range(pieces):
+            partials[depth] = partials[piece]
+            depth += 1
+            bits = piece
+            while bits & 1:
+                table.merge(&partials[depth - 2], &partials[depth - 1], &partials[depth - 2])
+                depth -= 1
+                bits >>= 1
+        while depth > 1:
+            table.merge(&partials[depth - 2], &partials[depth - 1], &partials[depth - 2])
+            depth -= 1
+        missed = partials[0].max == -INFINITY
+    if not missed:
+        if op != LOGSUMEXP:
+            for piece in prange(pieces, num_threads=threads, schedule="static"):
+                table.write_piece(op, task, row, piece, partials, exponents)
+        table.finish_row(op, task, row, partials)
+    free(partials)
+    free(exponents)
+    free(maxima)
+    return table.rows[<int>op](task, row, row + 1) if missed else 0
+
+
+cdef inline bint plain(const Operand *operand, Py_ssize_t itemsize) noexcept nogil:
+    """Whether a row of the operand is contiguous, or the operand absent."""
+    return operand.data == NULL or operand.n == itemsize
+
+
+cdef int run(Operation op, const Task *task, Py_ssize_t itemsize) noexcept nogil:
+    """Choose how the task is cut: panels, shared rows, or rows."""
+    cdef Table table = float32_table if itemsize == 4 else float64_table
+    cdef Py_ssize_t rows = task.outer * task.inner, row, panels
+    cdef int threads = threads_for(rows * task.n), failed = 0
+    if threads > 1:
+        mark_openmp_used()
+    if (table.panels[<int>op] != NULL and task.mask.data == NULL
+            and task.temperature_step == 0 and task.temperature[0] == 1
+            and task.x.inner == itemsize and task.inner * itemsize >= 64
+            and (task.out.data == NULL or task.out.inner == itemsize)
+            and task.n > 1):
+        panels = (task.inner + table.panel_columns - 1) // table.panel_columns
+        return over_range(table.panels[<int>op], task, task.outer * panels, threads)
+    if (threads > 1 and rows < 2 * threads and task.n * itemsize >= 2 * PIECE_BYTES
+            and (op == SOFTMAX or op == LOG_SOFTMAX or op == LOGSUMEXP)
+            and task.mask.data == NULL and plain(&task.x, itemsize)
+            and plain(&task.out, itemsize)):
+        for row in range(rows):
+            failed |= shared_row(table, op, task, row, PIECE_BYTES // itemsize, threads)
+        return failed
+    return over_range(table.rows[<int>op], task, rows, threads)
+
+
+cdef inline void mark_openmp_used() noexcept nogil:
+    global openmp_used
+    openmp_used = True
+
+
+cdef int run_with_or_without_gil(Operation op, const Task *task,
+                                 Py_ssize_t itemsize) except -1:
+    cdef int failed
+    if task.outer * task.inner * task.n < ELEMENTS_WITH_GIL:
+        failed = run(op, task, itemsize)
+    else:
+        with nogil:
+            failed = run(op, task, itemsize)
+    if failed:
+        raise MemoryError("pysoftmax: no memory for the scratch space of a row")
+    return 0
+
+
+# --------------------------------------------------------------------- validated calls
+
+cdef double ONE = 1.0
+
+cdef void set_operand(Operand *operand, cnp.ndarray array):
+    """A three-dimensional array as an operand."""
+    operand.data = <char *>cnp.PyArray_DATA(array)
+    operand.outer = cnp.PyArray_STRIDE(array, 0)
+    operand.n = cnp.PyArray_STRIDE(array, 1)
+    operand.inner = cnp.PyArray_STRIDE(array, 2)
+
+
+def run_rows(int operation, cnp.ndarray x not None, *, cnp.ndarray out=None,
+             cnp.ndarray row_out=None, cnp.ndarray y=None, cnp.ndarray mask=None,
+             cnp.ndarray temperature=None, cnp.ndarray target=None, ignore_index=-100,
+             cnp.ndarray class_weight=None, double label_smoothing=0.0,
+             double gradient_scale=1.0):
+    """Run one operation of kernels.h over x seen as (outer, n, inner).
+
+    x, y, out: (outer, n, inner) of one real type, native byte order, any strides.
+    mask: bool, likewise. row_out: contiguous, one real per row.
+    temperature: contiguous float64, one per row or a single one.
+    target: contiguous int64, one per row. class_weight: contiguous float64, one per class.
+    """
+    cdef Task task
+    memset(&task, 0, sizeof(task))
+    set_operand(&task.x, x)
+    task.outer = cnp.PyArray_DIM(x, 0)
+    task.n = cnp.PyArray_DIM(x, 1)
+    task.inner = cnp.PyArray_DIM(x, 2)
+    if out is not None:
+        set_operand(&task.out, out)
+    if y is not None:
+        set_operand(&task.y, y)
+    if mask is not None:
+        set_operand(&task.mask, mask)
+    if row_out is not None:
+        task.row_out = cnp.PyArray_DATA(row_out)
+    task.temperature = &ONE
+    if temperature is not None:
+        task.temperature = <double *>cnp.PyArray_DATA(temperature)
+        task.temperature_step = cnp.PyArray_SIZE(temperature) > 1
+    if target is not None:
+        task.target = <int64_t *>cnp.PyArray_DATA(target)
+        task.ignore_index = ignore_index
+    if class_weight is not None:
+        task.class_weight = <double *>cnp.PyArray_DATA(class_weight)
+    task.label_smoothing = label_smoothing
+    task.gradient_scale = gradient_scale
+    run_with_or_without_gil(<Operation>operation, &task, cnp.PyArray_ITEMSIZE(x))
+
+
+cdef inline Table table_of(cnp.ndarray array) noexcept:
+    return float32_table if cnp.PyArray_ITEMSIZE(array) == 4 else float64_table
+
+
+cdef inline void *data_or_null(cnp.ndarray array) noexcept:
+    return NULL if array is None else cnp.PyArray_DATA(array)
+
+
+def sigmoid(cnp.ndarray x not None, cnp.ndarray out not None):
+    """Contiguous arrays of one real type; out may be x."""
+    cdef Table table = table_of(x)
+    cdef Py_ssize_t n = cnp.PyArray_SIZE(x), itemsize = cnp.PyArray_ITEMSIZE(x)
+    over_elements(table.sigmoid, <char *>cnp.PyArray_DATA(x), <char *>cnp.PyArray_DATA(out), n,
+                  itemsize)
+
+
+def log_sigmoid(cnp.ndarray x not None, cnp.ndarray out not None):
+    """Contiguous arrays of one real type; out may be x."""
+    cdef Table table = table_of(x)
+    cdef Py_ssize_t n = cnp.PyArray_SIZE(x), itemsize = cnp.PyArray_ITEMSIZE(x)
+    over_elements(table.log_sigmoid, <char *>cnp.PyArray_DATA(x),
+                  <char *>cnp.PyArray_DATA(out), n, itemsize)
+
+
+ctypedef void (*ElementFunction)(const void *, void *, Py_ssize_t) noexcept nogil
+
+cdef void over_elements(ElementFunction function, const char *x, char *out, Py_ssize_t n,
+                        Py_ssize_t itemsize):
+    cdef int threads = threads_for(n), part
+    cdef Py_ssize_t begin, end
+    if threads <= 1:
+        with nogil:
+            function(x, out, n)
+        return
+    mark_openmp_used()
+    with nogil:
+        for part in prange(threads, num_threads=threads, schedule="static"):
+            begin = n * part // threads
+            end = n * (part + 1) // threads
+            function(x + begin * itemsize, out + begin * itemsize, end - begin)
+
+
+def binary_cross_entropy(cnp.ndarray x not None, cnp.ndarray y not None, cnp.ndarray weight,
+                         cnp.ndarray pos_weight, cnp.ndarray loss not None, cnp.ndarray grad,
+                         double scale):
+    """Contiguous arrays of one real type and size, or None."""
+    cdef Table table = table_of(x)
+    cdef Py_ssize_t n = cnp.PyArray_SIZE(x)
+    cdef void *x_data = cnp.PyArray_DATA(x)
+    cdef void *y_data = cnp.PyArray_DATA(y)
+    cdef void *weight_data = data_or_null(weight)
+    cdef void *pos_weight_data = data_or_null(pos_weight)
+    cdef void *loss_data = cnp.PyArray_DATA(loss)
+    cdef void *grad_data = data_or_null(grad)
+    with nogil:
+        table.binary_cross_entropy(x_data, y_data, weight_data, pos_weight_data, loss_data,
+                                   grad_data, scale, n)
+
+
+def total(cnp.ndarray x not None):
+    """Sum of a contiguous array in the contract's order, as a Python float."""
+    cdef Table table = table_of(x)
+    cdef Py_ssize_t n = cnp.PyArray_SIZE(x)
+    cdef void *data = cnp.PyArray_DATA(x)
+    cdef double result
+    with nogil:
+        result = table.sum(data, n)
+    return result
+
+
+def first_bad_label(cnp.ndarray labels not None, Py_ssize_t classes, ignore_index):
+    """Flat position of the first label outside [0, classes) that is not ignored, or -1."""
+    cdef const int64_t *label = <int64_t *>cnp.PyArray_DATA(labels)
+    cdef Py_ssize_t n = cnp.PyArray_SIZE(labels), i
+    cdef int64_t ignored = ignore_index
+    with nogil:
+        for i in range(n):
+            if not 0 <= label[i] < classes and label[i] != ignored:
+                with gil:
+                    return i
+    return -1
+
+
+def sum_of_weights(cnp.ndarray labels not None, cnp.ndarray class_weight, ignore_index):
+    """Sum of the weights of the labels that are not ignored; their number without weights."""
+    cdef const int64_t *label = <int64_t *>cnp.PyArray_DATA(labels)
+    cdef const double *weight = <double *>data_or_null(class_weight)
+    cdef Py_ssize_t n = cnp.PyArray_SIZE(labels), i
+    cdef int64_t ignored = ignore_index
+    cdef double result = 0
+    with nogil:
+        for i in range(n):
+            if label[i] != ignored:
+                result += weight[label[i]] if weight != NULL else 1
+    return result
+
+
+# --------------------------------------------------------------------------- fast path
+
+cdef inline bint is_simple(object x) noexcept:
+    """An ndarray proper, C-contiguous, aligned, native float32 or float64, not 0-d."""
+    cdef int number
+    if not cnp.PyArray_CheckExact(x):
+        return False
+    number = cnp.PyArray_TYPE(<cnp.ndarray>x)
+    return ((number == cnp.NPY_FLOAT32 or number == cnp.NPY_FLOAT64)
+            and cnp.PyArray_NDIM(<cnp.ndarray>x) > 0
+            and cnp.PyArray_CHKFLAGS(<cnp.ndarray>x,
+                                     cnp.NPY_ARRAY_C_CONTIGUOUS | cnp.NPY_ARRAY_ALIGNED)
+            and not cnp.PyArray_ISBYTESWAPPED(<cnp.ndarray>x))
+
+
+cdef inline bint can_hold(object out, cnp.ndarray x) noexcept:
+    """Whether out is a simple, writable array like x that is x itself or far from it."""
+    cdef char *a
+    cdef char *b
+    cdef Py_ssize_t size
+    if not is_simple(out):
+        return False
+    if (cnp.PyArray_TYPE(<cnp.ndarray>out) != cnp.PyArray_TYPE(x)
+            or not cnp.PyArray_CHKFLAGS(<cnp.ndarray>out, cnp.NPY_ARRAY_WRITEABLE)
+            or not cnp.PyArray_SAMESHAPE(<cnp.ndarray>out, x)):
+        return False
+    a = <char *>cnp.PyArray_DATA(<cnp.ndarray>out)
+    b = <char *>cnp.PyArray_DATA(x)
+    size = cnp.PyArray_NBYTES(x)
+    return a == b or a + size <= b or b + size <= a
+
+
+cdef inline bint fill_task(Task *task, cnp.ndarray x, object axis):
+    """(outer, n, inner) of a C-contiguous array; False if the axis is not a plain one."""
+    cdef int ndim = cnp.PyArray_NDIM(x), k
+    cdef Py_ssize_t along, itemsize = cnp.PyArray_ITEMSIZE(x)
+    if type(axis) is not int:
+        return False
+    along = axis
+    if along < 0:
+        along += ndim
+    if not 0 <= along < ndim:
+        return False
+    memset(task, 0, sizeof(Task))
+    task.outer = 1
+    task.inner = 1
+    for k in range(ndim):
+        if k < along:
+            task.outer *= cnp.PyArray_DIM(x, k)
+        elif k > along:
+            task.inner *= cnp.PyArray_DIM(x, k)
+    task.n = cnp.PyArray_DIM(x, <int>along)
+    if task.n == 0 or task.outer == 0 or task.inner == 0:
+        return False
+    task.x.data = <char *>cnp.PyArray_DATA(x)
+    task.x.inner = itemsize
+    task.x.n = itemsize * task.inner
+    task.x.outer = task.x.n * task.n
+    task.temperature = &ONE
+    return True
+
+
+cdef inline object fast_map(Operation op, object x, object axis, object temperature,
+                            object where, object dtype, object out):
+    cdef Task task
+    cdef double scalar
+    if where is not None or dtype is not None or not is_simple(x):
+        return None
+    if type(temperature) is not float:
+        return None
+    scalar = temperature
+    if scalar != 1 or not fill_task(&task, <cnp.ndarray>x, axis):
+        return None
+    if out is None:
+        out = cnp.PyArray_EMPTY(cnp.PyArray_NDIM(<cnp.ndarray>x),
+                                cnp.PyArray_DIMS(<cnp.ndarray>x),
+                                cnp.PyArray_TYPE(<cnp.ndarray>x), 0)
+    elif not can_hold(out, <cnp.ndarray>x):
+        return None
+    task.out = task.x
+    task.out.data = <char *>cnp.PyArray_DATA(<cnp.ndarray>out)
+    run_with_or_without_gil(op, &task, cnp.PyArray_ITEMSIZE(<cnp.ndarray>x))
+    return out
+
+
+def fast_softmax(x, axis, temperature, where, dtype, out):
+    """softmax of a simple array, or None."""
+    return fast_map(SOFTMAX, x, axis, temperature, where, dtype, out)
+
+
+def fast_log_softmax(x, axis, temperature, where, dtype, out):
+    """log_softmax of a simple array, or None."""
+    return fast_map(LOG_SOFTMAX, x, axis, temperature, where, dtype, out)
+
+
+def fast_logsumexp(x, axis):
+    """logsumexp over one axis of a simple array, or None."""
+    cdef Task task
+    cdef cnp.npy_intp[64] shape
+    cdef int k, ndim, along
+    cdef cnp.ndarray result
+    if not is_simple(x) or not fill_task(&task, <cnp.ndarray>x, axis):
+        return None
+    ndim = cnp.PyArray_NDIM(<cnp.ndarray>x)
+    if ndim == 1:
+        return None
+    along = axis if axis >= 0 else axis + ndim
+    for k in range(ndim - 1):
+        shape[k] = cnp.PyArray_DIM(<cnp.ndarray>x, k if k < along else k + 1)
+    result = cnp.PyArray_EMPTY(ndim - 1, shape, cnp.PyArray_TYPE(<cnp.ndarray>x), 0)
+    task.row_out = cnp.PyArray_DATA(result)
+    run_with_or_without_gil(LOGSUMEXP, &task, cnp.PyArray_ITEMSIZE(<cnp.ndarray>x))
+    return result

@@ -1,0 +1,119 @@
+# exp and log1p on vectors, and the one logarithm of a row.
+#
+# Mathematics.  With t = round(z log2 e) and r = z - t ln 2, exp(z) = p(r) 2^t. The
+# kernels never need exp(z) itself but exp(z) 2^-K, K an integer that belongs to the
+# largest z of the row, so z is not reduced by that maximum (which would round) but t by
+# K (which is exact). ln 2 is taken off in two parts, each by one fma; the first leaves
+# no error, because |r| < 1/2 and both operands are multiples of 2^-25 (2^-54 in double).
+# p(r) = 1 + r + r^2 q(r), q minimax on |r| <= 0.365 (0.3475), an error of 0.08 u.
+#
+# Anchored rows.  Beyond |z| = ANCHOR rounding z log2 e would push r out of that interval.
+# There z - max is taken first; it is exact for every element close enough to matter
+# (Sterbenz 1974), because they lie within a factor of two of the maximum.
+#
+# Temperature.  z = (x - c) / T is carried as a pair: high = round((x - c) b), the error of
+# that product, and (x - c) times the low part of b = 1/T.
+#
+# log1p(z) = 2 atanh(s), s = z / (2 + z), for z in [0, 1]: s^2 <= 1/9, no cancellation.
+#
+# Error budget (u = 2^-24 or 2^-53): r 0.35 u, the polynomial 0.08 u, the last fma 1 u at
+# most; measured: 0.99 ULP for exp. Subnormals: see HEADROOM in constants.h.
+
+cdef struct Scale:
+    # What exp_scaled needs to know of a block, spread over vectors.
+    vec magic, lowest, shift, beta_high, beta_low
+
+
+cdef inline double power_of_two(double exponent) noexcept nogil:
+    """2^exponent for an integer exponent <= 0, down to the smallest subnormal, then 0."""
+    return ldexp(1.0, <int>max(exponent, -1100.0))
+
+
+cdef inline double exponent_of(const View *view, double x) noexcept nogil:
+    """K for the maximum x: (x - c) / T * log2 e, rounded to an even integer.
+
+    Which K is taken changes no bit of any result. It is even because then, on targets
+    without fma, where z log2 e can be a tie after its own rounding, ties do not depend
+    on it either.
+    """
+    cdef double z = (x - view.shift) * view.beta_high
+    return 2 * nearbyint(max(z, -<double>ANCHOR) * (LOG2E / 2))
+
+
+cdef inline void set_scale(Scale *scale, const View *view, double exponent) noexcept nogil:
+    cdef double lowest = ((exponent - HEADROOM + LOWEST_EXPONENT) * LN2_HIGH_DOUBLE
+                          * view.temperature)
+    if lowest < -REAL_MAX:
+        lowest = -REAL_MAX
+    scale.magic = v_set1(<real>(MAGIC + (HEADROOM + BIAS - exponent)))
+    scale.lowest = v_set1(<real>lowest)
+    scale.shift = v_set1(<real>view.shift)
+    scale.beta_high = v_set1(<real>view.beta_high)
+    scale.beta_low = v_set1(<real>view.beta_low)
+
+
+cdef inline vec exp_polynomial(vec r) noexcept nogil:
+    cdef vec one = v_set1(1), p = v_set1(EXP_TAIL[EXP_DEGREE - 1])
+    cdef int k
+    for k in range(EXP_DEGREE - 2, -1, -1):
+        p = v_fma(p, r, v_set1(EXP_TAIL[k]))
+    return v_fma(v_fma(p, r, one), r, one)
+
+
+cdef inline vec exp_scaled(bint general, vec x, const Scale *scale) noexcept nogil:
+    """exp((x - c) / T) 2^(HEADROOM - K); zero where no probability could come of it."""
+    cdef vec d = x, z = x, low = x, shifted, t, r
+    if general:
+        d = v_sub(x, scale.shift)
+        z = v_mul(d, scale.beta_high)
+        low = v_fma(d, scale.beta_low, v_product_error(d, scale.beta_high, z))
+    shifted = v_fma(z, v_set1(LOG2E), scale.magic)
+    t = v_sub(shifted, scale.magic)
+    r = v_reduce(t, LN2_LOW, v_reduce(t, LN2_HIGH, z))
+    if general:
+        r = v_add(r, low)
+    # A product, not an addition to the exponent field: it lets NaN through.
+    return v_zero_unless(v_not_less(d, scale.lowest),
+                         v_mul(exp_polynomial(r), v_exponent_bits(shifted)))
+
+
+cdef inline vec exp_of_negative(vec x) noexcept nogil:
+    """exp(x) for x <= 0, with gradual underflow."""
+    cdef Scale scale
+    cdef View view
+    view.shift = 0
+    view.temperature = 1
+    view.beta_high = 1
+    view.beta_low = 0
+    set_scale(&scale, &view, 0)
+    return v_mul(exp_scaled(False, x, &scale), v_set1(<real>ldexp(1.0, -HEADROOM)))
+
+
+cdef inline vec log1p_of_unit(vec z) noexcept nogil:
+    """log(1 + z) for z in [0, 1]."""
+    cdef vec s = v_div(z, v_add(z, v_set1(2)))
+    cdef vec w = v_mul(s, s), p = v_set1(ATANH_TAIL[LOG_DEGREE - 1]), s2 = v_add(s, s)
+    cdef int k
+    for k in range(LOG_DEGREE - 2, -1, -1):
+        p = v_fma(p, w, v_set1(ATANH_TAIL[k]))
+    return v_fma(v_mul(p, w), s2, s2)
+
+
+cdef inline double log1p_double(double z) noexcept nogil:
+    """log(1 + z) for z >= 0, in double: the logarithm of a row's sum."""
+    cdef double s, w, p, u, k = 0
+    cdef int exponent = 0, i
+    if z <= 1:
+        s = z / (z + 2)
+    else:
+        u = frexp(1 + z, &exponent)
+        if u < 0.70710678118654757:
+            u = u + u
+            exponent -= 1
+        s = (u - 1) / (u + 1)
+        k = exponent
+    w = s * s
+    p = ATANH_TAIL_DOUBLE[LOG_DEGREE_DOUBLE - 1]
+    for i in range(LOG_DEGREE_DOUBLE - 2, -1, -1):
+        p = fma(p, w, ATANH_TAIL_DOUBLE[i])
+    return k * LN2_HIGH_DOUBLE + (fma(p * w, s + s, s + s) + k * LN2_LOW_DOUBLE)

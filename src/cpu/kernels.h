@@ -1,0 +1,108 @@
+/* What the kernel modules and the NumPy backend's door say to each other.
+ *
+ * A kernel module (one per CPU target and real type) exports one KernelTable in a
+ * capsule; the door fills in a Task and calls the table's functions over ranges of
+ * rows, panels or pieces, from one thread or several.
+ */
+#ifndef PYSOFTMAX_KERNELS_H
+#define PYSOFTMAX_KERNELS_H
+
+#include <Python.h>
+#include <stdint.h>
+
+/* The units of the numeric contract (docs/numerics.md), in bytes of one row. */
+#define LANE_ROW_BYTES 256
+#define CHUNK_BYTES (8 * LANE_ROW_BYTES)
+#define BLOCK_BYTES (4 * CHUNK_BYTES)
+/* What one thread takes of a row that several share: 32 blocks. */
+#define PIECE_BYTES (32 * BLOCK_BYTES)
+
+/* A strided operand seen as (outer, n, inner); strides in bytes. */
+typedef struct {
+    char *data;
+    Py_ssize_t outer, n, inner;
+} Operand;
+
+typedef enum {
+    SOFTMAX,
+    LOG_SOFTMAX,
+    LOGSUMEXP,
+    CROSS_ENTROPY,
+    CROSS_ENTROPY_WITH_GRAD,
+    SOFTMAX_VJP,
+    LOG_SOFTMAX_VJP,
+    OPERATIONS
+} Operation;
+
+typedef struct {
+    Operand x;      /* logits; for a vjp the probabilities or log-probabilities */
+    Operand y;      /* for a vjp grad_output; for a loss the target probabilities; or NULL */
+    Operand out;    /* one value per element, or NULL */
+    Operand mask;   /* bool, true where an element takes part; or NULL */
+    void *row_out;  /* one real per row (loss, logsumexp), rows in C order of (outer, inner) */
+    Py_ssize_t outer, n, inner;
+
+    const double *temperature; /* one per row, or one for all (step 0) */
+    Py_ssize_t temperature_step;
+
+    /* cross-entropy: loss = sum_c q_c * (lse - x_c), q from all that follows */
+    const int64_t *target; /* class index per row, or NULL for target probabilities */
+    int64_t ignore_index;
+    const double *class_weight; /* one per class, or NULL */
+    double label_smoothing;
+    double gradient_scale; /* what a row's gradient is multiplied by */
+} Task;
+
+/* What is known of a stretch of a row; two neighbours merge into one.
+ * The stretch's sum of exp((x - c) / T) is (count * at_max + rest) * 2^exponent. */
+typedef struct {
+    double max;      /* largest (x - c) seen; -inf for nothing seen */
+    double at_max;   /* exp at the maximum, scaled; exact in real */
+    double count;    /* how many elements equal the maximum */
+    double rest;     /* sum over the others, scaled */
+    double exponent; /* an integer, K */
+    double dot;      /* sum of q * (max - x), or of the products of a vjp */
+    double q;        /* sum of q */
+} Partial;
+
+/* How a row is looked at: decided once, then constant over the row. */
+typedef struct {
+    double shift;               /* c: 0, or the row's maximum where that is huge */
+    double temperature;         /* > 0, or inf */
+    double beta_high, beta_low; /* 1 / temperature, in two reals */
+    int general;                /* shift != 0 or temperature != 1 */
+} View;
+
+/* Functions return 0, or -1 when memory ran out. */
+typedef int (*RangeFunction)(const Task *task, Py_ssize_t begin, Py_ssize_t end);
+
+typedef struct {
+    const char *target; /* "avx512", ... */
+    /* Rows [begin, end), numbered in C order of (outer, inner). */
+    RangeFunction rows[OPERATIONS];
+    /* Panels [begin, end) of panel_columns neighbours along a contiguous inner
+     * dimension, outer by outer; NULL where an operation has no vertical form. */
+    RangeFunction panels[OPERATIONS];
+    Py_ssize_t panel_columns;
+
+    /* A contiguous row that several threads share, by pieces of PIECE_BYTES: softmax,
+     * log_softmax, logsumexp. sweep_piece returns 0 where the row needs `rows` instead. */
+    double (*piece_max)(const Task *task, Py_ssize_t row, Py_ssize_t piece);
+    int (*sweep_piece)(Operation operation, const Task *task, Py_ssize_t row, Py_ssize_t piece,
+                       double start_max, Partial *result, double *exponents);
+    void (*merge)(const Partial *left, const Partial *right, Partial *result);
+    void (*write_piece)(Operation operation, const Task *task, Py_ssize_t row, Py_ssize_t piece,
+                        const Partial *whole, const double *exponents);
+    void (*finish_row)(Operation operation, const Task *task, Py_ssize_t row,
+                       const Partial *whole);
+
+    /* Elementwise over n elements, every operand contiguous. */
+    void (*sigmoid)(const void *x, void *out, Py_ssize_t n);
+    void (*log_sigmoid)(const void *x, void *out, Py_ssize_t n);
+    void (*binary_cross_entropy)(const void *x, const void *y, const void *weight,
+                                 const void *pos_weight, void *loss, void *grad,
+                                 double scale, Py_ssize_t n);
+    double (*sum)(const void *x, Py_ssize_t n);
+} KernelTable;
+
+#endif

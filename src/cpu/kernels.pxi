@@ -1,0 +1,38 @@
+"""Kernels for one CPU target and one real type; the door reaches them through a table."""
+
+from cpython.pycapsule cimport PyCapsule_New
+from libc.math cimport INFINITY, NAN, fabs, fma, frexp, isnan, ldexp, nearbyint
+from libc.stdlib cimport free, malloc
+from libc.string cimport memcpy
+
+include "task.pxi"
+include "lanes.pxi"
+include "exp_log.pxi"
+include "row.pxi"
+include "vertical.pxi"
+include "elementwise.pxi"
+
+cdef KernelTable table
+
+table.rows[<int>SOFTMAX] = softmax_rows
+table.rows[<int>LOG_SOFTMAX] = log_softmax_rows
+table.rows[<int>LOGSUMEXP] = logsumexp_rows
+table.rows[<int>CROSS_ENTROPY] = cross_entropy_rows
+table.rows[<int>CROSS_ENTROPY_WITH_GRAD] = cross_entropy_with_grad_rows
+table.rows[<int>SOFTMAX_VJP] = softmax_vjp_rows
+table.rows[<int>LOG_SOFTMAX_VJP] = log_softmax_vjp_rows
+table.panels[<int>SOFTMAX] = softmax_panels
+table.panels[<int>LOG_SOFTMAX] = log_softmax_panels
+table.panels[<int>LOGSUMEXP] = logsumexp_panels
+table.panel_columns = WIDE * VLEN
+table.piece_max = piece_max
+table.sweep_piece = sweep_piece
+table.merge = merge
+table.write_piece = write_piece
+table.finish_row = finish_row
+table.sigmoid = sigmoid
+table.log_sigmoid = log_sigmoid
+table.binary_cross_entropy = binary_cross_entropy
+table.sum = sum_of
+
+kernel_table = PyCapsule_New(&table, "pysoftmax.kernel_table", NULL)

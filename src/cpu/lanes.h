@@ -1,0 +1,324 @@
+/* One vector of 64 bytes, and the two dozen operations the kernels are written in.
+ *
+ * A kernel module is compiled once per CPU target and per real type. This header
+ * gives it `real`, `vec` (16 float or 8 double lanes) and `vmask` (a truth value per
+ * lane) in one of three forms, chosen by what the compiler was told to target:
+ *
+ *   AVX-512    one zmm register
+ *   AVX2+FMA   two ymm registers
+ *   portable   a vector of the compiler's, cut into the registers there are (SSE2, NEON, ...)
+ *
+ * Every operation is one IEEE operation per lane, and every horizontal step adds
+ * lanes in one fixed order, so all forms that have fma give the same bits. Where the
+ * hardware has none, v_fma rounds twice, and v_reduce and v_product_error, on which
+ * accuracy rests, are computed exactly by other means.
+ */
+#ifndef PYSOFTMAX_LANES_H
+#define PYSOFTMAX_LANES_H
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "kernels.h"
+
+#define INLINE static inline __attribute__((always_inline))
+
+#if PYSOFTMAX_DOUBLE
+typedef double real;
+typedef int64_t bits;
+#define VLEN 8
+#else
+typedef float real;
+typedef int32_t bits;
+#define VLEN 16
+#endif
+
+/* ------------------------------------------------------------------------ AVX-512 */
+#if defined(__AVX512F__) && defined(__AVX512DQ__) && defined(__AVX512VL__)
+#include <immintrin.h>
+
+#if PYSOFTMAX_DOUBLE
+typedef __m512d vec;
+typedef __mmask8 vmask;
+#define X(operation) _mm512_##operation##_pd
+#define COMPARE _mm512_cmp_pd_mask
+#else
+typedef __m512 vec;
+typedef __mmask16 vmask;
+#define X(operation) _mm512_##operation##_ps
+#define COMPARE _mm512_cmp_ps_mask
+#endif
+
+INLINE vec v_set1(real a) { return X(set1)(a); }
+INLINE vec v_load(const real *p) { return X(loadu)(p); }
+INLINE void v_store(real *p, vec a) { X(storeu)(p, a); }
+INLINE vmask v_first(Py_ssize_t count) {
+    return (vmask)(count >= VLEN ? -1 : (1 << count) - 1);
+}
+INLINE vec v_load_first(const real *p, vmask m, vec other) { return X(mask_loadu)(other, m, p); }
+INLINE void v_store_first(real *p, vmask m, vec a) { X(mask_storeu)(p, m, a); }
+
+INLINE vec v_add(vec a, vec b) { return X(add)(a, b); }
+INLINE vec v_sub(vec a, vec b) { return X(sub)(a, b); }
+INLINE vec v_mul(vec a, vec b) { return X(mul)(a, b); }
+INLINE vec v_div(vec a, vec b) { return X(div)(a, b); }
+INLINE vec v_fma(vec a, vec b, vec c) { return X(fmadd)(a, b, c); }
+INLINE vec v_max(vec a, vec b) { return X(max)(a, b); }
+INLINE vec v_min(vec a, vec b) { return X(min)(a, b); }
+INLINE vec v_abs(vec a) { return X(abs)(a); }
+
+INLINE vmask v_eq(vec a, vec b) { return COMPARE(a, b, _CMP_EQ_OQ); }
+INLINE vmask v_ne(vec a, vec b) { return COMPARE(a, b, _CMP_NEQ_UQ); }
+INLINE vmask v_not_less(vec a, vec b) { return COMPARE(a, b, _CMP_NLT_UQ); }
+INLINE vec v_where(vmask m, vec a, vec b) { return X(mask_blend)(m, b, a); }
+INLINE vec v_zero_unless(vmask m, vec a) { return X(maskz_mov)(m, a); }
+
+#if PYSOFTMAX_DOUBLE
+INLINE vec v_exponent_bits(vec s) {
+    return _mm512_castsi512_pd(_mm512_slli_epi64(_mm512_castpd_si512(s), 52));
+}
+#else
+INLINE vec v_exponent_bits(vec s) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(s), 23));
+}
+#endif
+
+/* The first halving step of a reduction leaves 32 bytes; AVX2 does the rest. */
+#if PYSOFTMAX_DOUBLE
+INLINE __m256d v_low(vec a) { return _mm512_castpd512_pd256(a); }
+INLINE __m256d v_high(vec a) { return _mm512_extractf64x4_pd(a, 1); }
+#else
+INLINE __m256 v_low(vec a) { return _mm512_castps512_ps256(a); }
+INLINE __m256 v_high(vec a) { return _mm512_extractf32x8_ps(a, 1); }
+#endif
+
+/* --------------------------------------------------------------------------- AVX2 */
+#elif defined(__AVX2__) && defined(__FMA__)
+#include <immintrin.h>
+
+#if PYSOFTMAX_DOUBLE
+typedef __m256d half;
+#define X(operation) _mm256_##operation##_pd
+#define CAST_TO_INT _mm256_castpd_si256
+#define CAST_TO_REAL _mm256_castsi256_pd
+#define SET1_BITS _mm256_set1_epi64x
+#define GREATER_BITS _mm256_cmpgt_epi64
+#define COUNT_UP(start) _mm256_setr_epi64x(start, start + 1, start + 2, start + 3)
+#define SHIFT(a) _mm256_slli_epi64(a, 52)
+#else
+typedef __m256 half;
+#define X(operation) _mm256_##operation##_ps
+#define CAST_TO_INT _mm256_castps_si256
+#define CAST_TO_REAL _mm256_castsi256_ps
+#define SET1_BITS _mm256_set1_epi32
+#define GREATER_BITS _mm256_cmpgt_epi32
+#define COUNT_UP(start)                                                                       \
+    _mm256_setr_epi32(start, start + 1, start + 2, start + 3, start + 4, start + 5,           \
+                      start + 6, start + 7)
+#define SHIFT(a) _mm256_slli_epi32(a, 23)
+#endif
+#define HALF (VLEN / 2)
+typedef struct { half a, b; } vec;
+typedef struct { half a, b; } vmask;
+#define EACH(expression_a, expression_b) ((vec){(expression_a), (expression_b)})
+#define EACH_MASK(expression_a, expression_b) ((vmask){(expression_a), (expression_b)})
+
+INLINE vec v_set1(real a) { return EACH(X(set1)(a), X(set1)(a)); }
+INLINE vec v_load(const real *p) { return EACH(X(loadu)(p), X(loadu)(p + HALF)); }
+INLINE void v_store(real *p, vec v) {
+    X(storeu)(p, v.a);
+    X(storeu)(p + HALF, v.b);
+}
+INLINE vmask v_first(Py_ssize_t count) {
+    __m256i n = SET1_BITS((bits)(count > VLEN ? VLEN : count));
+    return EACH_MASK(CAST_TO_REAL(GREATER_BITS(n, COUNT_UP(0))),
+                     CAST_TO_REAL(GREATER_BITS(n, COUNT_UP(HALF))));
+}
+INLINE vec v_where(vmask m, vec x, vec y) {
+    return EACH(X(blendv)(y.a, x.a, m.a), X(blendv)(y.b, x.b, m.b));
+}
+INLINE vec v_zero_unless(vmask m, vec v) { return EACH(X(and)(m.a, v.a), X(and)(m.b, v.b)); }
+INLINE vec v_load_first(const real *p, vmask m, vec other) {
+    vec loaded = EACH(X(maskload)(p, CAST_TO_INT(m.a)), X(maskload)(p + HALF, CAST_TO_INT(m.b)));
+    return v_where(m, loaded, other);
+}
+INLINE void v_store_first(real *p, vmask m, vec v) {
+    X(maskstore)(p, CAST_TO_INT(m.a), v.a);
+    X(maskstore)(p + HALF, CAST_TO_INT(m.b), v.b);
+}
+
+INLINE vec v_add(vec x, vec y) { return EACH(X(add)(x.a, y.a), X(add)(x.b, y.b)); }
+INLINE vec v_sub(vec x, vec y) { return EACH(X(sub)(x.a, y.a), X(sub)(x.b, y.b)); }
+INLINE vec v_mul(vec x, vec y) { return EACH(X(mul)(x.a, y.a), X(mul)(x.b, y.b)); }
+INLINE vec v_div(vec x, vec y) { return EACH(X(div)(x.a, y.a), X(div)(x.b, y.b)); }
+INLINE vec v_fma(vec x, vec y, vec z) {
+    return EACH(X(fmadd)(x.a, y.a, z.a), X(fmadd)(x.b, y.b, z.b));
+}
+INLINE vec v_max(vec x, vec y) { return EACH(X(max)(x.a, y.a), X(max)(x.b, y.b)); }
+INLINE vec v_min(vec x, vec y) { return EACH(X(min)(x.a, y.a), X(min)(x.b, y.b)); }
+INLINE vec v_abs(vec v) {
+    half sign = X(set1)((real)-0.0);
+    return EACH(X(andnot)(sign, v.a), X(andnot)(sign, v.b));
+}
+
+#define COMPARE(x, y, relation)                                                               \
+    EACH_MASK(X(cmp)((x).a, (y).a, relation), X(cmp)((x).b, (y).b, relation))
+INLINE vmask v_eq(vec x, vec y) { return COMPARE(x, y, _CMP_EQ_OQ); }
+INLINE vmask v_ne(vec x, vec y) { return COMPARE(x, y, _CMP_NEQ_UQ); }
+INLINE vmask v_not_less(vec x, vec y) { return COMPARE(x, y, _CMP_NLT_UQ); }
+
+INLINE vec v_exponent_bits(vec s) {
+    return EACH(CAST_TO_REAL(SHIFT(CAST_TO_INT(s.a))), CAST_TO_REAL(SHIFT(CAST_TO_INT(s.b))));
+}
+
+INLINE half v_low(vec v) { return v.a; }
+INLINE half v_high(vec v) { return v.b; }
+
+/* ----------------------------------------------------------------------- portable */
+#else
+#define PYSOFTMAX_PORTABLE 1
+#if defined(__FMA__) || defined(__ARM_FEATURE_FMA) || defined(__aarch64__)
+#define HAS_FMA 1
+#else
+#define HAS_FMA 0
+#endif
+
+/* GCC and clang cut these into whatever registers there are. A loop over an array would
+ * do, but unrolled and inlined everywhere it takes the compiler minutes. */
+typedef real vec __attribute__((vector_size(64)));
+typedef bits vmask __attribute__((vector_size(64)));
+
+INLINE vmask as_bits(vec v) { return (vmask)v; }
+INLINE vec as_real(vmask m) { return (vec)m; }
+
+INLINE vec v_set1(real a) { return a - (vec){0}; }
+INLINE vec v_load(const real *p) { vec v; memcpy(&v, p, sizeof v); return v; }
+INLINE void v_store(real *p, vec v) { memcpy(p, &v, sizeof v); }
+#if PYSOFTMAX_DOUBLE
+INLINE vmask v_first(Py_ssize_t count) { return (vmask){0, 1, 2, 3, 4, 5, 6, 7} < (bits)count; }
+#else
+INLINE vmask v_first(Py_ssize_t count) {
+    return (vmask){0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}
+           < (bits)(count > VLEN ? VLEN : count);
+}
+#endif
+INLINE vec v_where(vmask m, vec x, vec y) { return as_real((as_bits(x) & m) | (as_bits(y) & ~m)); }
+INLINE vec v_zero_unless(vmask m, vec v) { return as_real(as_bits(v) & m); }
+INLINE vec v_load_first(const real *p, vmask m, vec other) {
+    int count = 0;
+    while (count < VLEN && m[count]) count++;
+    memcpy(&other, p, count * sizeof(real));
+    return other;
+}
+INLINE void v_store_first(real *p, vmask m, vec v) {
+    int count = 0;
+    while (count < VLEN && m[count]) count++;
+    memcpy(p, &v, count * sizeof(real));
+}
+
+INLINE vec v_add(vec x, vec y) { return x + y; }
+INLINE vec v_sub(vec x, vec y) { return x - y; }
+INLINE vec v_mul(vec x, vec y) { return x * y; }
+INLINE vec v_div(vec x, vec y) { return x / y; }
+INLINE real scalar_fma(real a, real b, real c) {
+#if PYSOFTMAX_DOUBLE
+    return fma(a, b, c);
+#else
+    return fmaf(a, b, c);
+#endif
+}
+#if defined(__aarch64__)
+#include <arm_neon.h>
+INLINE vec v_fma(vec x, vec y, vec z) {
+    for (int i = 0; i < 4; i++) {
+#if PYSOFTMAX_DOUBLE
+        ((float64x2_t *)&z)[i] =
+            vfmaq_f64(((float64x2_t *)&z)[i], ((float64x2_t *)&x)[i], ((float64x2_t *)&y)[i]);
+#else
+        ((float32x4_t *)&z)[i] =
+            vfmaq_f32(((float32x4_t *)&z)[i], ((float32x4_t *)&x)[i], ((float32x4_t *)&y)[i]);
+#endif
+    }
+    return z;
+}
+#elif HAS_FMA
+INLINE vec v_fma(vec x, vec y, vec z) {
+    for (int i = 0; i < VLEN; i++) z[i] = scalar_fma(x[i], y[i], z[i]);
+    return z;
+}
+#else
+INLINE vec v_fma(vec x, vec y, vec z) { return x * y + z; }
+#endif
+INLINE vec v_max(vec x, vec y) { return v_where(x > y, x, y); }
+INLINE vec v_min(vec x, vec y) { return v_where(x < y, x, y); }
+INLINE vec v_abs(vec v) { return as_real(as_bits(v) & ~as_bits(v_set1((real)-0.0))); }
+
+INLINE vmask v_eq(vec x, vec y) { return x == y; }
+INLINE vmask v_ne(vec x, vec y) { return x != y; }
+INLINE vmask v_not_less(vec x, vec y) { return ~(x < y); }
+
+INLINE vec v_exponent_bits(vec s) { return as_real(as_bits(s) << (PYSOFTMAX_DOUBLE ? 52 : 23)); }
+
+INLINE real v_reduce_add(vec v) {
+    for (int width = VLEN / 2; width > 0; width /= 2)
+        for (int i = 0; i < width; i++) v[i] = v[i] + v[i + width];
+    return v[0];
+}
+INLINE real v_reduce_max(vec v) {
+    for (int width = VLEN / 2; width > 0; width /= 2)
+        for (int i = 0; i < width; i++) v[i] = v[i] > v[i + width] ? v[i] : v[i + width];
+    return v[0];
+}
+#endif
+
+/* -------------------------------------------------------- horizontal steps on x86 */
+#ifndef PYSOFTMAX_PORTABLE
+#if PYSOFTMAX_DOUBLE
+#define REDUCE(operation)                                                                     \
+    __m256d four = _mm256_##operation##_pd(v_low(v), v_high(v));                              \
+    __m128d two = _mm_##operation##_pd(_mm256_castpd256_pd128(four),                          \
+                                       _mm256_extractf128_pd(four, 1));                       \
+    return _mm_cvtsd_f64(_mm_##operation##_sd(two, _mm_unpackhi_pd(two, two)))
+#else
+#define REDUCE(operation)                                                                     \
+    __m256 eight = _mm256_##operation##_ps(v_low(v), v_high(v));                              \
+    __m128 four = _mm_##operation##_ps(_mm256_castps256_ps128(eight),                         \
+                                       _mm256_extractf128_ps(eight, 1));                      \
+    __m128 two = _mm_##operation##_ps(four, _mm_movehl_ps(four, four));                       \
+    return _mm_cvtss_f32(_mm_##operation##_ss(two, _mm_shuffle_ps(two, two, 1)))
+#endif
+INLINE real v_reduce_add(vec v) { REDUCE(add); }
+INLINE real v_reduce_max(vec v) { REDUCE(max); }
+#endif
+
+/* ------------------------------------------------- exact products, with and without fma */
+
+/* x - t * c, rounded once; t is an integer and c close to ln 2 or to its tail. */
+INLINE vec v_reduce(vec t, real c, vec x) {
+#if !defined(PYSOFTMAX_PORTABLE) || HAS_FMA
+    return v_fma(t, v_set1(-c), x);
+#elif PYSOFTMAX_DOUBLE
+    /* Veltkamp's split and Dekker's product (Dekker 1971); nothing here can overflow. */
+    const double splitter = 134217729.0, scaled_c = c * splitter;
+    const double c_high = scaled_c - (scaled_c - c), c_low = c - c_high;
+    vec scaled = t * splitter, high = scaled - (scaled - t), low = t - high, product = t * c;
+    vec error = ((high * c_high - product) + high * c_low + low * c_high) + low * c_low;
+    return (x - product) - error;
+#else
+    for (int i = 0; i < VLEN; i++) x[i] = (float)((double)x[i] - (double)t[i] * (double)c);
+    return x;
+#endif
+}
+
+/* a * b - product, exactly; product is a * b rounded. */
+INLINE vec v_product_error(vec a, vec b, vec product) {
+#if !defined(PYSOFTMAX_PORTABLE) || HAS_FMA
+    return v_fma(a, b, v_sub(v_set1(0), product));
+#else
+    for (int i = 0; i < VLEN; i++) product[i] = scalar_fma(a[i], b[i], -product[i]);
+    return product;
+#endif
+}
+
+#endif

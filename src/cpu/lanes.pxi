@@ -1,0 +1,47 @@
+# The vector type, its operations and the constants, as the kernels see them.
+
+cdef extern from "lanes.h" nogil:
+    ctypedef float real
+    ctypedef struct vec:
+        pass
+    ctypedef struct vmask:
+        pass
+    int VLEN
+    vec v_set1(real a)
+    vec v_load(const real *p)
+    void v_store(real *p, vec a)
+    vmask v_first(Py_ssize_t count)
+    vec v_load_first(const real *p, vmask present, vec other)
+    void v_store_first(real *p, vmask present, vec a)
+    vec v_add(vec a, vec b)
+    vec v_sub(vec a, vec b)
+    vec v_mul(vec a, vec b)
+    vec v_div(vec a, vec b)
+    vec v_fma(vec a, vec b, vec c)
+    vec v_max(vec a, vec b)
+    vec v_min(vec a, vec b)
+    vec v_abs(vec a)
+    vmask v_eq(vec a, vec b)
+    vmask v_ne(vec a, vec b)
+    vmask v_not_less(vec a, vec b)
+    vec v_where(vmask m, vec a, vec b)
+    vec v_zero_unless(vmask m, vec a)
+    vec v_exponent_bits(vec s)
+    vec v_reduce(vec t, real c, vec x)
+    vec v_product_error(vec a, vec b, vec product)
+    real v_reduce_add(vec a)
+    real v_reduce_max(vec a)
+
+cdef extern from "constants.h" nogil:
+    enum:
+        LANES
+        CHUNK
+        BLOCK
+        PIECE
+    real REAL_MAX, LOG2E, LN2_HIGH, LN2_LOW, MAGIC, ANCHOR
+    int BIAS, HEADROOM, LOWEST_EXPONENT, DEEP, DEEP_SPLIT
+    int EXP_DEGREE, LOG_DEGREE, LOG_DEGREE_DOUBLE
+    const real *EXP_TAIL
+    const real *ATANH_TAIL
+    const double *ATANH_TAIL_DOUBLE
+    double LN2_HIGH_DOUBLE, LN2_LOW_DOUBLE

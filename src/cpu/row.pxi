@@ -1,0 +1,852 @@
+# Everything that reduces a row: softmax, log_softmax, logsumexp, cross-entropy, the vjps.
+#
+# Mathematics.  With m = max x, z_i = (x_i - m) / T and S = sum exp(z_i):
+#   softmax      exp(z_i) / S             logsumexp   m + log S
+#   log_softmax  z_i - log S              loss        sum_c q_c (log S - z_c)
+#   gradient     (Q p_i - q_i) / T        q: one-hot, smoothed, weighted targets; Q = sum q
+#   softmax vjp  p_i (g_i - sum_j g_j p_j) / T
+#   log_softmax vjp  (g_i - p_i sum_j g_j) / T
+# S = N + R: N elements equal the maximum, and R is the sum over the others. The large term
+# then takes part in one addition only, and log S is log1p(N - 1 + R) (Blanchard, Higham &
+# Higham 2021, eq. 1.4), so that log-probabilities near zero keep their relative accuracy.
+# z_i and -log S have one sign, so nothing cancels; 1 - p_target at a maximum is
+# (N - 1 + R) / S.
+#
+# Order of additions (docs/numerics.md): a lane row is 256 bytes of the row. In a chunk of
+# 8 lane rows, lane j adds its columns in order; the lanes are added as a halving tree.
+# Chunk sums are double, added as a tree fixed by their index: 4 to a block, then blocks.
+# A block's exponentials carry a scale 2^-K of their own; scaling is exact, so no bit
+# depends on it. Blocks whose K is not the row's are rescaled in the last sweep.
+#
+# Passes.  A row up to one lane row stays in registers: one read, one write. Up to one
+# block: maximum, exp into 8 KiB of scratch, one scaled copy to `out`; x is read from memory
+# once. Longer: block by block maximum and exp, stored to `out`, then one scaling sweep:
+# two reads and two writes of memory. logsumexp and the loss: one read.
+# In place a long row's maximum is taken beforehand: a sweep that must start again
+# (an anchored row) has to find x intact.
+
+cdef struct Sums:
+    # Four accumulators each: the four vectors of a lane row.
+    vec[4] rest
+    vec[4] count
+    vec[4] dot
+    vec[4] q
+
+
+# What each operation needs, constant once inlined.
+
+cdef inline bint stores_exp(int op) noexcept nogil:
+    return op == SOFTMAX or op == CROSS_ENTROPY_WITH_GRAD
+
+cdef inline bint is_vjp(int op) noexcept nogil:
+    return op == SOFTMAX_VJP or op == LOG_SOFTMAX_VJP
+
+cdef inline bint is_loss(int op) noexcept nogil:
+    return op == CROSS_ENTROPY or op == CROSS_ENTROPY_WITH_GRAD
+
+
+# ---------------------------------------------------------------- one block, one chunk
+
+cdef inline double block_max(const real *x, Py_ssize_t n) noexcept nogil:
+    """Largest element; NaN is passed over."""
+    cdef vec lowest = v_set1(<real>-INFINITY)
+    cdef vec[4] m
+    cdef Py_ssize_t i = 0
+    cdef int v
+    for v in range(4):
+        m[v] = lowest
+    while i + LANES <= n:
+        for v in range(4):
+            m[v] = v_max(v_load(x + i + v * VLEN), m[v])
+        i += LANES
+    for v in range(4):
+        if n - i > v * VLEN:
+            m[v] = v_max(v_load_first(x + i + v * VLEN, v_first(n - i - v * VLEN), lowest), m[v])
+    return v_reduce_max(v_max(v_max(m[0], m[2]), v_max(m[1], m[3])))
+
+
+cdef inline vec add_element(int op, bint general, bint dense, vec x, vec y, const Scale *scale,
+                            vec maximum, Sums *sums, int v) noexcept nogil:
+    """Take one vector into the sums; its exponentials are returned."""
+    cdef vec e = x
+    if op == SOFTMAX_VJP:
+        sums.dot[v] = v_fma(x, y, sums.dot[v])
+    elif op == LOG_SOFTMAX_VJP:
+        sums.dot[v] = v_add(y, sums.dot[v])
+    else:
+        e = exp_scaled(general, x, scale)
+        sums.rest[v] = v_add(sums.rest[v], v_zero_unless(v_ne(x, maximum), e))
+        sums.count[v] = v_add(sums.count[v], v_zero_unless(v_eq(x, maximum), v_set1(1)))
+        if dense:
+            sums.dot[v] = v_add(sums.dot[v], v_zero_unless(v_ne(y, v_set1(0)),
+                                                           v_mul(y, v_sub(maximum, x))))
+            sums.q[v] = v_add(sums.q[v], y)
+    return e
+
+
+cdef inline double add_lanes(const vec *a) noexcept nogil:
+    """Lane j with j + 32, j + 16, j + 8, ... (half of that in double)."""
+    return v_reduce_add(v_add(v_add(a[0], a[2]), v_add(a[1], a[3])))
+
+
+cdef inline void add_chunk(int op, bint general, bint dense, const real *x, const real *y,
+                           real *e, Py_ssize_t n, const Scale *scale, vec maximum,
+                           Partial *chunk) noexcept nogil:
+    """Sums over up to CHUNK columns; the exponentials go to e if the operation stores them."""
+    cdef Sums sums
+    cdef vec zero = v_set1(0), lowest = v_set1(<real>-INFINITY), yv = zero, ev
+    cdef vmask present
+    cdef Py_ssize_t i = 0, left
+    cdef int v
+    for v in range(4):
+        sums.rest[v] = zero
+        sums.count[v] = zero
+        sums.dot[v] = zero
+        sums.q[v] = zero
+    while i + LANES <= n:
+        for v in range(4):
+            if dense or is_vjp(op):
+                yv = v_load(y + i + v * VLEN)
+            ev = add_element(op, general, dense, v_load(x + i + v * VLEN), yv, scale, maximum,
+                             &sums, v)
+            if stores_exp(op):
+                v_store(e + i + v * VLEN, ev)
+        i += LANES
+    for v in range(4):
+        left = n - i - v * VLEN
+        if left > 0:
+            present = v_first(left)
+            if dense or is_vjp(op):
+                yv = v_load_first(y + i + v * VLEN, present, zero)
+            ev = add_element(op, general, dense,
+                             v_load_first(x + i + v * VLEN, present,
+                                          zero if is_vjp(op) else lowest),
+                             yv, scale, maximum, &sums, v)
+            if stores_exp(op):
+                v_store_first(e + i + v * VLEN, present, ev)
+    if is_vjp(op):
+        chunk.dot = add_lanes(sums.dot)
+    else:
+        chunk.rest = add_lanes(sums.rest)
+        chunk.count = add_lanes(sums.count)
+        if dense:
+            chunk.dot = add_lanes(sums.dot)
+            chunk.q = add_lanes(sums.q)
+
+
+cdef inline void add_block(int op, bint general, bint dense, const real *x, const real *y,
+                           real *e, Py_ssize_t n, const View *view, double own_max,
+                           double exponent, Partial *block) noexcept nogil:
+    """Sums over up to BLOCK columns, scaled by 2^exponent."""
+    cdef Scale scale
+    cdef Partial[4] chunk
+    cdef vec maximum = v_set1(<real>own_max)
+    cdef int c, chunks = <int>((n + CHUNK - 1) // CHUNK)
+    cdef Py_ssize_t begin
+    if not is_vjp(op):
+        set_scale(&scale, view, exponent)
+    for c in range(4):
+        chunk[c].rest = chunk[c].count = chunk[c].dot = chunk[c].q = 0
+    for c in range(chunks):
+        begin = c * CHUNK
+        add_chunk(op, general, dense, x + begin, y + begin if y != NULL else NULL,
+                  e + begin if e != NULL else NULL, min(n - begin, CHUNK), &scale, maximum,
+                  &chunk[c])
+    block.max = own_max
+    block.exponent = exponent
+    block.rest = (chunk[0].rest + chunk[1].rest) + (chunk[2].rest + chunk[3].rest)
+    block.count = (chunk[0].count + chunk[1].count) + (chunk[2].count + chunk[3].count)
+    block.dot = (chunk[0].dot + chunk[1].dot) + (chunk[2].dot + chunk[3].dot)
+    block.q = (chunk[0].q + chunk[1].q) + (chunk[2].q + chunk[3].q)
+    block.at_max = 0
+    if not is_vjp(op):
+        if own_max == -INFINITY:
+            block.count = 0
+            if dense and block.q > 0:
+                block.dot = INFINITY
+        else:
+            block.at_max = v_reduce_max(exp_scaled(general, maximum, &scale))
+
+
+# ------------------------------------------------------------------- stretches of a row
+
+cdef void merge(const Partial *left, const Partial *right, Partial *result) noexcept nogil:
+    """Join two neighbours; where their maxima differ the lower one's ties join its rest."""
+    cdef const Partial *high = left if left.max >= right.max else right
+    cdef const Partial *low = right if left.max >= right.max else left
+    cdef double scale = power_of_two(low.exponent - high.exponent) if low.max > -INFINITY else 1.0
+    cdef double high_rest = high.rest, low_rest = low.rest * scale
+    cdef double low_dot = low.dot, at_max = high.at_max, count = high.count
+    if low.max == high.max:
+        count += low.count
+    else:
+        low_rest += low.count * low.at_max * scale
+        if low.q != 0:
+            low_dot += low.q * (high.max - low.max)
+    result.rest = high_rest + low_rest
+    result.dot = high.dot + low_dot
+    result.q = high.q + low.q
+    result.max = high.max
+    result.exponent = high.exponent
+    result.at_max = at_max
+    result.count = count
+
+
+cdef inline void fold(Partial *stack, int *depth, Py_ssize_t index) noexcept nogil:
+    """After pushing stretch number `index`: join equal-sized neighbours, smallest first."""
+    while index & 1:
+        merge(&stack[depth[0] - 2], &stack[depth[0] - 1], &stack[depth[0] - 2])
+        depth[0] -= 1
+        index >>= 1
+
+
+cdef inline void fold_all(Partial *stack, int depth) noexcept nogil:
+    while depth > 1:
+        merge(&stack[depth - 2], &stack[depth - 1], &stack[depth - 2])
+        depth -= 1
+
+
+cdef inline bint in_reach(const View *view, double m) noexcept nogil:
+    """Whether z = (m - c) / T may be reduced without taking the maximum off first."""
+    return fabs((m - view.shift) * view.beta_high) <= ANCHOR
+
+
+cdef inline bint sweep(int op, bint general, bint dense, const real *x, const real *y, real *e,
+                       Py_ssize_t n, const View *view, double start_max, Partial *result,
+                       double *exponents) noexcept nogil:
+    """First sweep over n columns. False if the maximum turned out to be out of reach.
+
+    The exponentials go to e, with the scale 2^exponents[b] of each block. start_max is a
+    lower bound of the row's maximum, or -inf.
+    """
+    cdef Partial[48] stack
+    cdef int depth = 0
+    cdef Py_ssize_t begin, length, index = 0
+    cdef double running = start_max, own = -INFINITY, exponent = 0
+    for begin from 0 <= begin < n by BLOCK:
+        length = min(n - begin, BLOCK)
+        if not is_vjp(op):
+            own = block_max(x + begin, length)
+            if own > running:
+                running = own
+            if running > -INFINITY and not in_reach(view, running):
+                return False
+            exponent = exponent_of(view, own)
+        add_block(op, general, dense, x + begin, y + begin if y != NULL else NULL,
+                  e + begin if e != NULL else NULL, length, view, own, exponent,
+                  &stack[depth])
+        if exponents != NULL:
+            exponents[index] = exponent
+        depth += 1
+        fold(stack, &depth, index)
+        index += 1
+    fold_all(stack, depth)
+    result[0] = stack[0]
+    return True
+
+
+cdef inline double whole_sum(const Partial *whole) noexcept nogil:
+    """S 2^(HEADROOM - K)."""
+    return whole.count * whole.at_max + whole.rest
+
+
+cdef inline double all_but_one(const Partial *whole) noexcept nogil:
+    """R 2^(HEADROOM - K): the sum without one maximum."""
+    return whole.rest + (whole.count - 1) * whole.at_max
+
+
+cdef inline double log_sum(const Partial *whole) noexcept nogil:
+    """log S = log1p(R)."""
+    return log1p_double(all_but_one(whole) / whole.at_max)
+
+
+cdef struct Factor:
+    # A quotient as a pair, so that multiplying by it rounds once.
+    real high, low
+
+
+cdef inline Factor divide(double numerator, double denominator) noexcept nogil:
+    cdef Factor factor
+    factor.high = <real>(numerator / denominator)
+    factor.low = <real>(fma(-<double>factor.high, denominator, numerator) / denominator)
+    return factor
+
+
+cdef inline vec multiply(vec e, vec high, vec low) noexcept nogil:
+    """e times a factor given as a pair."""
+    return v_fma(e, high, v_mul(e, low))
+
+
+cdef inline vec log_probability(bint general, vec x, vec m, vec beta_high, vec beta_low,
+                                vec log_s) noexcept nogil:
+    """(x - m) / T - log S."""
+    cdef vec d = v_sub(x, m), z
+    if not general:
+        return v_sub(d, log_s)
+    z = v_mul(d, beta_high)
+    # Where z overflows, or x is -inf, the second product would make NaN of it.
+    return v_where(v_eq(z, v_set1(<real>-INFINITY)), z,
+                   v_fma(d, beta_high, v_sub(v_mul(d, beta_low), log_s)))
+
+
+cdef inline void write(int op, bint general, bint dense, const real *x, const real *y,
+                       const real *e, real *out, Py_ssize_t n, const View *view,
+                       const Partial *whole, const double *exponents,
+                       double gradient) noexcept nogil:
+    """Last sweep: the values from the row's sums. `gradient`: what p - q is multiplied by."""
+    cdef Factor factor
+    cdef double step, split
+    cdef vec scale = v_set1(1), high = scale, low = scale, m = scale
+    cdef vec beta_high = scale, beta_low = scale
+    cdef vec xv, result
+    cdef vmask present
+    cdef Py_ssize_t begin, end, i
+    cdef bint rescaled
+    if stores_exp(op):
+        factor = divide(gradient * whole.q if op == CROSS_ENTROPY_WITH_GRAD else 1,
+                        whole_sum(whole))
+        m = v_set1(<real>-gradient)
+    elif op == LOG_SOFTMAX:
+        m = v_set1(<real>whole.max)
+        high = v_set1(<real>log_sum(whole))
+        beta_high = v_set1(<real>view.beta_high)
+        beta_low = v_set1(<real>view.beta_low)
+    else:
+        m = v_set1(<real>whole.dot)
+        beta_high = v_set1(<real>view.beta_high)
+    for begin from 0 <= begin < n by BLOCK:
+        end = min(n, begin + BLOCK)
+        rescaled = False
+        if stores_exp(op):
+            step = exponents[begin // BLOCK] - whole.exponent if exponents != NULL else 0
+            rescaled = step != 0
+            # The exact scale of a block far below the maximum may be subnormal itself.
+            split = DEEP_SPLIT if step < DEEP else 0
+            scale = v_set1(<real>power_of_two(step + split))
+            high = v_set1(<real>(factor.high * ldexp(1.0, <int>-split)))
+            low = v_set1(<real>(factor.low * ldexp(1.0, <int>-split)))
+        for i from begin <= i < end by VLEN:
+            present = v_first(end - i)
+            if end - i >= VLEN:
+                xv = v_load((e if stores_exp(op) else x) + i)
+            else:
+                xv = v_load_first((e if stores_exp(op) else x) + i, present, v_set1(0))
+            if stores_exp(op):
+                if rescaled:
+                    xv = v_mul(xv, scale)
+                result = multiply(xv, high, low)
+                if dense:
+                    result = v_fma(m, v_load_first(y + i, present, v_set1(0)), result)
+            elif op == LOG_SOFTMAX:
+                result = log_probability(general, xv, m, beta_high, beta_low, high)
+            elif op == SOFTMAX_VJP:
+                result = v_mul(xv, v_sub(v_load_first(y + i, present, v_set1(0)), m))
+                if general:
+                    result = v_mul(result, beta_high)
+            else:
+                result = v_sub(v_load_first(y + i, present, v_set1(0)),
+                               v_mul(exp_of_negative(xv), m))
+                if general:
+                    result = v_mul(result, beta_high)
+            if end - i >= VLEN:
+                v_store(out + i, result)
+            else:
+                v_store_first(out + i, present, result)
+
+
+# ------------------------------------------------------------------------ one whole row
+
+cdef inline bint is_dense(int op, const Task *task) noexcept nogil:
+    """Whether every class has a target weight q of its own."""
+    return is_loss(op) and (task.target == NULL or task.label_smoothing != 0)
+
+
+cdef inline double spike_weight(const Task *task, Py_ssize_t row) noexcept nogil:
+    """The part of q that sits at the target class alone."""
+    cdef double weight
+    if task.target == NULL:
+        return 0
+    weight = 1 - task.label_smoothing
+    return weight * task.class_weight[task.target[row]] if task.class_weight != NULL else weight
+
+
+cdef void fill_q(const Task *task, const real *y, real *q) noexcept nogil:
+    """q of one row without its spike: w_c ((1 - smoothing) y_c + smoothing / n)."""
+    cdef double uniform = task.label_smoothing / task.n, value
+    cdef Py_ssize_t c
+    for c in range(task.n):
+        value = uniform
+        if y != NULL:
+            value += (1 - task.label_smoothing) * y[c]
+        if task.class_weight != NULL:
+            value *= task.class_weight[c]
+        q[c] = <real>value
+
+
+cdef void fill(real *out, Py_ssize_t n, double value) noexcept nogil:
+    cdef Py_ssize_t i
+    if out != NULL:
+        for i in range(n):
+            out[i] = <real>value
+
+
+cdef inline void set_row_out(const Task *task, Py_ssize_t row, double value) noexcept nogil:
+    if task.row_out != NULL:
+        (<real *>task.row_out)[row] = <real>value
+
+
+cdef inline double loss_of(double temperature, double target_logit, double spike, double log_s,
+                           const Partial *whole) noexcept nogil:
+    """spike (log S - z_target) + sum_c q_c (log S - z_c); every term is >= 0."""
+    cdef double loss = 0, z
+    if spike != 0:
+        z = whole.max - target_logit
+        loss = spike * ((z / temperature if z < INFINITY else z) + log_s)
+    if whole.q != 0:
+        loss += whole.q * log_s + whole.dot / temperature
+    return loss
+
+
+cdef inline double target_gradient(double from_softmax, double target_logit, double spike,
+                                   double gradient, bint dense,
+                                   const Partial *whole) noexcept nogil:
+    """The target's own gradient; at a maximum 1 - p is R / S, which cancels nothing."""
+    if target_logit == whole.max and not dense:
+        return -gradient * spike * (all_but_one(whole) / whole_sum(whole))
+    return from_softmax - gradient * spike
+
+
+cdef inline void set_view(View *view, double temperature, double shift) noexcept nogil:
+    cdef double beta = 1 / temperature
+    view.shift = shift
+    view.temperature = temperature
+    view.beta_high = <real>beta
+    # 1/T - beta_high, from the remainder of the division, whatever real is.
+    view.beta_low = fma(-view.beta_high, temperature, 1.0) / temperature if beta != 0 else 0
+    view.general = shift != 0 or temperature != 1
+
+
+cdef inline bint is_one_hot(double temperature) noexcept nogil:
+    """Temperature 0, or so small that 1/T overflows: the limit is taken."""
+    return 1 / temperature > REAL_MAX
+
+
+cdef void limit_row(int op, const real *x, const real *q, real *out, const Task *task,
+                    Py_ssize_t row, double m) noexcept nogil:
+    """Rows that no arithmetic is needed for: temperature 0, or a maximum of +-inf."""
+    cdef Py_ssize_t i, ties = 0
+    cdef double log_s, loss = 0, weight
+    cdef bint nan = False
+    for i in range(task.n):
+        nan = nan or isnan(x[i])
+        ties += x[i] == m
+    if nan or m == INFINITY or m == -INFINITY:
+        set_row_out(task, row, m if op == LOGSUMEXP and not nan else NAN)
+        fill(out, task.n, NAN)
+        return
+    log_s = log1p_double(ties - 1)
+    for i in range(task.n):
+        if op == SOFTMAX:
+            out[i] = <real>(1.0 / ties if x[i] == m else 0.0)
+        elif op == LOG_SOFTMAX:
+            out[i] = <real>(-log_s if x[i] == m else -INFINITY)
+        else:
+            # Temperature 0 is refused for gradients, so this is the loss alone.
+            weight = q[i] if q != NULL else 0
+            if task.target != NULL and task.target[row] == i:
+                weight += spike_weight(task, row)
+            if weight != 0:
+                loss += weight * log_s if x[i] == m else INFINITY
+    if is_loss(op):
+        set_row_out(task, row, loss)
+
+
+cdef inline void finish(int op, const Task *task, Py_ssize_t row, double temperature,
+                        double target_logit, const Partial *whole) noexcept nogil:
+    """The row's single value, if it has one."""
+    if op == LOGSUMEXP:
+        set_row_out(task, row, whole.max + log_sum(whole))
+    elif is_loss(op):
+        set_row_out(task, row, loss_of(temperature, target_logit, spike_weight(task, row),
+                                       log_sum(whole), whole))
+
+
+cdef inline void write_row(int op, bint general, bint dense, const real *x, const real *y,
+                           const real *e, real *out, const Task *task, Py_ssize_t row,
+                           Py_ssize_t begin, Py_ssize_t end, double target_logit,
+                           const View *view, const Partial *whole,
+                           const double *exponents) noexcept nogil:
+    """Columns [begin, end) of the row's output; pointers are to column `begin`."""
+    cdef Partial total = whole[0]
+    cdef double gradient = 0, spike = 0
+    cdef Py_ssize_t target
+    if op == CROSS_ENTROPY_WITH_GRAD:
+        gradient = task.gradient_scale / view.temperature
+        spike = spike_weight(task, row)
+        total.q += spike
+    write(op, general, dense, x, y, e, out, end - begin, view, &total, exponents, gradient)
+    if op == CROSS_ENTROPY_WITH_GRAD and task.target != NULL:
+        target = task.target[row] - begin
+        if 0 <= target < end - begin:
+            out[target] = <real>target_gradient(out[target], target_logit, spike, gradient,
+                                                dense, whole)
+
+
+cdef inline void small_row(int op, int vectors, const real *x, real *out, const Task *task,
+                           Py_ssize_t row, const View *view, bint *done) noexcept nogil:
+    """A row of up to one lane row, kept in registers; not done if it is out of reach."""
+    cdef vec zero = v_set1(0), lowest = v_set1(<real>-INFINITY), maximum, largest, value
+    cdef vec high, low
+    cdef Factor factor
+    cdef vec[4] xv, e, rest, count
+    cdef vmask present = v_first(task.n - (vectors - 1) * VLEN)
+    cdef Scale scale
+    cdef Partial whole
+    cdef double target_logit = 0, gradient = 0, spike = 0
+    cdef int v
+    for v in range(vectors - 1):
+        xv[v] = v_load(x + v * VLEN)
+    xv[vectors - 1] = v_load_first(x + (vectors - 1) * VLEN, present, lowest)
+    largest = lowest
+    for v in range(vectors):
+        largest = v_max(xv[v], largest)
+    whole.max = v_reduce_max(largest)
+    done[0] = fabs(whole.max) <= ANCHOR
+    if not done[0]:
+        return
+    whole.exponent = exponent_of(view, whole.max)
+    set_scale(&scale, view, whole.exponent)
+    maximum = v_set1(<real>whole.max)
+    for v in range(4):
+        rest[v] = zero
+        count[v] = zero
+    for v in range(vectors):
+        e[v] = exp_scaled(False, xv[v], &scale)
+        rest[v] = v_zero_unless(v_ne(xv[v], maximum), e[v])
+        count[v] = v_zero_unless(v_eq(xv[v], maximum), v_set1(1))
+    whole.rest = add_lanes(rest)
+    whole.count = add_lanes(count)
+    whole.at_max = v_reduce_max(exp_scaled(False, maximum, &scale))
+    whole.dot = whole.q = 0
+    if is_loss(op):
+        target_logit = x[task.target[row]]
+    finish(op, task, row, 1, target_logit, &whole)
+    if op == LOGSUMEXP or op == CROSS_ENTROPY:
+        return
+    if op == LOG_SOFTMAX:
+        high = low = v_set1(<real>log_sum(&whole))
+    else:
+        if op == CROSS_ENTROPY_WITH_GRAD:
+            gradient = task.gradient_scale
+            spike = spike_weight(task, row)
+        factor = divide(gradient * spike if op == CROSS_ENTROPY_WITH_GRAD else 1,
+                        whole_sum(&whole))
+        high = v_set1(factor.high)
+        low = v_set1(factor.low)
+    for v in range(vectors):
+        if op == LOG_SOFTMAX:
+            value = log_probability(False, xv[v], maximum, zero, zero, high)
+        else:
+            value = multiply(e[v], high, low)
+        if v < vectors - 1:
+            v_store(out + v * VLEN, value)
+        else:
+            v_store_first(out + v * VLEN, present, value)
+    if op == CROSS_ENTROPY_WITH_GRAD:
+        out[task.target[row]] = <real>target_gradient(
+            out[task.target[row]], target_logit, spike, gradient, False, &whole)
+
+
+cdef inline void large_row(int op, bint dense, const real *x, const real *y, real *out,
+                           const Task *task, Py_ssize_t row, View *view, real *block,
+                           double *exponents) noexcept nogil:
+    """A row of any length; `block` is scratch for BLOCK reals."""
+    cdef Partial whole
+    cdef Py_ssize_t n = task.n
+    cdef double target_logit = 0, start = -INFINITY, m
+    cdef real *e = block if n <= BLOCK else out
+    cdef bint swept
+    if is_loss(op) and task.target != NULL:
+        target_logit = x[task.target[row]]
+    if is_vjp(op):
+        sweep(op, False, False, x, y, e, n, view, start, &whole, exponents)
+    else:
+        if is_one_hot(view.temperature):
+            limit_row(op, x, y, out, task, row, block_max(x, n))
+            return
+        if stores_exp(op) and n > BLOCK and <const real *>out == x:
+            start = block_max(x, n)
+        if view.general:
+            swept = sweep(op, True, dense, x, y, e, n, view, start, &whole, exponents)
+        else:
+            swept = sweep(op, False, dense, x, y, e, n, view, start, &whole, exponents)
+        if not swept or whole.max == -INFINITY:
+            m = block_max(x, n)
+            if fabs(m) > REAL_MAX:
+                limit_row(op, x, y, out, task, row, m)
+                return
+            set_view(view, view.temperature, m)
+            sweep(op, True, dense, x, y, e, n, view, m, &whole, exponents)
+        finish(op, task, row, view.temperature, target_logit, &whole)
+    if op == LOGSUMEXP or op == CROSS_ENTROPY:
+        return
+    if view.general:
+        write_row(op, True, dense, x, y, e, out, task, row, 0, n, target_logit, view, &whole,
+                  exponents)
+    else:
+        write_row(op, False, dense, x, y, e, out, task, row, 0, n, target_logit, view, &whole,
+                  exponents)
+
+
+# ------------------------------------------------------------------------ ranges of rows
+
+cdef inline const char *at(const Operand *operand, Py_ssize_t outer,
+                           Py_ssize_t inner) noexcept nogil:
+    return operand.data + outer * operand.outer + inner * operand.inner
+
+
+cdef inline bint is_contiguous(const Operand *operand) noexcept nogil:
+    return operand.data == NULL or operand.n == sizeof(real)
+
+
+cdef void gather(const Operand *operand, const Operand *mask, Py_ssize_t outer,
+                 Py_ssize_t inner, Py_ssize_t count, Py_ssize_t n, real *rows) noexcept nogil:
+    """Copy `count` neighbouring rows into contiguous ones; masked elements become -inf."""
+    cdef const char *source = at(operand, outer, inner)
+    cdef const char *keep = at(mask, outer, inner) if mask.data != NULL else NULL
+    cdef Py_ssize_t c, k
+    for c in range(n):
+        for k in range(count):
+            memcpy(&rows[k * n + c], source + c * operand.n + k * operand.inner, sizeof(real))
+            if keep != NULL and not (keep + c * mask.n + k * mask.inner)[0]:
+                rows[k * n + c] = <real>-INFINITY
+
+
+cdef void scatter(int op, const Operand *operand, const Operand *mask, Py_ssize_t outer,
+                  Py_ssize_t inner, Py_ssize_t count, Py_ssize_t n,
+                  const real *rows) noexcept nogil:
+    """The way back; masked elements get the value of an impossible class."""
+    cdef char *target = <char *>at(operand, outer, inner)
+    cdef const char *keep = at(mask, outer, inner) if mask.data != NULL else NULL
+    cdef real masked = <real>(0 if op == SOFTMAX else -INFINITY), value
+    cdef Py_ssize_t c, k
+    for c in range(n):
+        for k in range(count):
+            value = rows[k * n + c]
+            if keep != NULL and not (keep + c * mask.n + k * mask.inner)[0]:
+                value = masked
+            memcpy(target + c * operand.n + k * operand.inner, &value, sizeof(real))
+
+
+cdef bint is_masked_whole(const Operand *mask, Py_ssize_t outer, Py_ssize_t inner,
+                          Py_ssize_t n) noexcept nogil:
+    cdef const char *keep = at(mask, outer, inner)
+    cdef Py_ssize_t c
+    for c in range(n):
+        if (keep + c * mask.n)[0]:
+            return False
+    return True
+
+
+cdef inline void one_row(int op, const real *x, const real *y, real *out, const Task *task,
+                         Py_ssize_t row, const View *view, bint dense, real *q, real *block,
+                         double *exponents) noexcept nogil:
+    """One contiguous row, whatever its length."""
+    cdef View own = view[0]
+    cdef bint done = False
+    if is_loss(op) and task.target != NULL and task.target[row] == task.ignore_index:
+        set_row_out(task, row, 0)
+        fill(out, task.n, 0)
+        return
+    if not is_vjp(op) and task.n <= LANES and not view.general and not dense:
+        if task.n <= VLEN:
+            small_row(op, 1, x, out, task, row, view, &done)
+        elif task.n <= 2 * VLEN:
+            small_row(op, 2, x, out, task, row, view, &done)
+        elif task.n <= 3 * VLEN:
+            small_row(op, 3, x, out, task, row, view, &done)
+        else:
+            small_row(op, 4, x, out, task, row, view, &done)
+        if done:
+            return
+    if task.temperature_step != 0:
+        set_view(&own, task.temperature[row * task.temperature_step], 0)
+    if dense:
+        if task.target == NULL and q != NULL:
+            fill_q(task, y, q)
+        large_row(op, True, x, <const real *>q if q != NULL else y, out, task, row, &own, block, exponents)
+    else:
+        large_row(op, False, x, y, out, task, row, &own, block, exponents)
+
+
+cdef inline int run_rows(int op, const Task *task, Py_ssize_t begin,
+                         Py_ssize_t end) noexcept nogil:
+    """Rows [begin, end): in place where they are contiguous, else by way of scratch."""
+    cdef real[BLOCK] block
+    cdef View view
+    cdef Py_ssize_t n = task.n, row, outer, inner, count, k, room = 0
+    cdef bint dense = is_dense(op, task), masked = task.mask.data != NULL
+    cdef bint has_y = task.y.data != NULL, has_out = task.out.data != NULL
+    cdef bint packed = (masked or not is_contiguous(&task.x) or not is_contiguous(&task.y)
+                        or not is_contiguous(&task.out))
+    # Neighbours along a short stride share cache lines, so they are copied together.
+    cdef Py_ssize_t together = 16 if packed and task.inner > 1 else 1
+    cdef char *memory = NULL
+    cdef double *exponents = NULL
+    cdef real *q = NULL
+    cdef real *x_rows = NULL
+    cdef real *y_rows = NULL
+    cdef real *x
+    cdef real *y
+    cdef real *out
+    cdef bint needs_q = dense and (task.target != NULL or task.class_weight != NULL
+                                   or task.label_smoothing != 0)
+    if n > BLOCK:
+        room += (n // BLOCK + 1) * <Py_ssize_t>sizeof(double)
+    if needs_q:
+        room += n * <Py_ssize_t>sizeof(real)
+    if packed:
+        room += together * n * <Py_ssize_t>sizeof(real) * (2 if has_y else 1)
+    if room > 0:
+        memory = <char *>malloc(room)
+        if memory == NULL:
+            return -1
+        x = <real *>memory
+        if n > BLOCK:
+            exponents = <double *>memory
+            x = <real *>(exponents + n // BLOCK + 1)
+        if needs_q:
+            q = x
+            x += n
+        x_rows = x
+        y_rows = x + together * n
+    if needs_q and task.target != NULL:
+        fill_q(task, NULL, q)
+    set_view(&view, task.temperature[0], 0)
+    if task.temperature_step != 0:
+        view.general = True  # decided row by row
+
+    row = begin
+    while row < end:
+        outer = row // task.inner
+        inner = row - outer * task.inner
+        if not packed:
+            one_row(op, <const real *>at(&task.x, outer, inner),
+                    <const real *>at(&task.y, outer, inner) if has_y else NULL,
+                    <real *>at(&task.out, outer, inner) if has_out else NULL,
+                    task, row, &view, dense, q, block, exponents)
+            row += 1
+            continue
+        count = min(min(together, task.inner - inner), end - row)
+        gather(&task.x, &task.mask, outer, inner, count, n, x_rows)
+        if has_y:
+            gather(&task.y, &task.mask, outer, inner, count, n, y_rows)
+        for k in range(count):
+            x = x_rows + k * n
+            y = y_rows + k * n if has_y else NULL
+            out = x if has_out else NULL
+            if masked and is_masked_whole(&task.mask, outer, inner + k, n):
+                set_row_out(task, row + k, -INFINITY)
+            else:
+                one_row(op, x, y, out, task, row + k, &view, dense, q, block, exponents)
+        if has_out:
+            scatter(op, &task.out, &task.mask, outer, inner, count, n, x_rows)
+        row += count
+    free(memory)
+    return 0
+
+
+cdef int softmax_rows(const Task *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
+    return run_rows(SOFTMAX, task, begin, end)
+
+cdef int log_softmax_rows(const Task *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
+    return run_rows(LOG_SOFTMAX, task, begin, end)
+
+cdef int logsumexp_rows(const Task *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
+    return run_rows(LOGSUMEXP, task, begin, end)
+
+cdef int cross_entropy_rows(const Task *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
+    return run_rows(CROSS_ENTROPY, task, begin, end)
+
+cdef int cross_entropy_with_grad_rows(const Task *task, Py_ssize_t begin,
+                                      Py_ssize_t end) noexcept nogil:
+    return run_rows(CROSS_ENTROPY_WITH_GRAD, task, begin, end)
+
+cdef int softmax_vjp_rows(const Task *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
+    return run_rows(SOFTMAX_VJP, task, begin, end)
+
+cdef int log_softmax_vjp_rows(const Task *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
+    return run_rows(LOG_SOFTMAX_VJP, task, begin, end)
+
+
+# ---------------------------------------------------- one row shared by several threads
+
+cdef inline Py_ssize_t piece_end(const Task *task, Py_ssize_t piece) noexcept nogil:
+    return min((piece + 1) * PIECE, task.n)
+
+
+cdef inline const real *piece_begin(const Operand *operand, const Task *task, Py_ssize_t row,
+                                    Py_ssize_t piece) noexcept nogil:
+    return <const real *>at(operand, row // task.inner, row % task.inner) + piece * PIECE
+
+
+cdef inline void view_of_row(const Task *task, Py_ssize_t row, View *view) noexcept nogil:
+    set_view(view, task.temperature[row * task.temperature_step], 0)
+
+
+cdef double piece_max(const Task *task, Py_ssize_t row, Py_ssize_t piece) noexcept nogil:
+    return block_max(piece_begin(&task.x, task, row, piece),
+                     piece_end(task, piece) - piece * PIECE)
+
+
+cdef inline bint sweep_one_piece(int op, const Task *task, Py_ssize_t row, Py_ssize_t piece,
+                                 double start_max, Partial *result,
+                                 double *exponents) noexcept nogil:
+    cdef View view
+    cdef const real *x = piece_begin(&task.x, task, row, piece)
+    cdef Py_ssize_t n = piece_end(task, piece) - piece * PIECE
+    cdef real *e = NULL
+    view_of_row(task, row, &view)
+    if is_one_hot(view.temperature):
+        return False
+    if stores_exp(op):
+        e = <real *>piece_begin(&task.out, task, row, piece)
+    exponents += piece * (PIECE // BLOCK)
+    if view.general:
+        return sweep(op, True, False, x, NULL, e, n, &view, start_max, result, exponents)
+    return sweep(op, False, False, x, NULL, e, n, &view, start_max, result, exponents)
+
+
+cdef inline void write_one_piece(int op, const Task *task, Py_ssize_t row, Py_ssize_t piece,
+                                 const Partial *whole, const double *exponents) noexcept nogil:
+    cdef View view
+    cdef const real *x = piece_begin(&task.x, task, row, piece)
+    cdef real *out = <real *>piece_begin(&task.out, task, row, piece)
+    cdef Py_ssize_t n = piece_end(task, piece) - piece * PIECE
+    view_of_row(task, row, &view)
+    exponents += piece * (PIECE // BLOCK)
+    if view.general:
+        write(op, True, False, x, NULL, out, out, n, &view, whole, exponents, 0)
+    else:
+        write(op, False, False, x, NULL, out, out, n, &view, whole, exponents, 0)
+
+
+cdef bint sweep_piece(Operation op, const Task *task, Py_ssize_t row, Py_ssize_t piece,
+                      double start_max, Partial *result, double *exponents) noexcept nogil:
+    if op == SOFTMAX:
+        return sweep_one_piece(SOFTMAX, task, row, piece, start_max, result, exponents)
+    return sweep_one_piece(LOGSUMEXP, task, row, piece, start_max, result, exponents)
+
+
+cdef void write_piece(Operation op, const Task *task, Py_ssize_t row, Py_ssize_t piece,
+                      const Partial *whole, const double *exponents) noexcept nogil:
+    if op == SOFTMAX:
+        write_one_piece(SOFTMAX, task, row, piece, whole, exponents)
+    elif op == LOG_SOFTMAX:
+        write_one_piece(LOG_SOFTMAX, task, row, piece, whole, exponents)
+
+
+cdef void finish_row(Operation op, const Task *task, Py_ssize_t row,
+                     const Partial *whole) noexcept nogil:
+    if op == LOGSUMEXP:
+        finish(LOGSUMEXP, task, row, 1, 0, whole)

@@ -1,0 +1,51 @@
+# kernels.h as Cython sees it: what the door and the kernel modules share.
+
+from libc.stdint cimport int64_t
+
+cdef extern from "kernels.h" nogil:
+    ctypedef struct Operand:
+        char *data
+        Py_ssize_t outer, n, inner
+    ctypedef enum Operation:
+        SOFTMAX
+        LOG_SOFTMAX
+        LOGSUMEXP
+        CROSS_ENTROPY
+        CROSS_ENTROPY_WITH_GRAD
+        SOFTMAX_VJP
+        LOG_SOFTMAX_VJP
+    ctypedef struct Task:
+        Operand x, y, out, mask
+        void *row_out
+        Py_ssize_t outer, n, inner
+        const double *temperature
+        Py_ssize_t temperature_step
+        const int64_t *target
+        int64_t ignore_index
+        const double *class_weight
+        double label_smoothing
+        double gradient_scale
+    ctypedef struct Partial:
+        double max, at_max, count, rest, exponent, dot, q
+    ctypedef struct View:
+        double shift, temperature, beta_high, beta_low
+        bint general
+    int BLOCK_BYTES, PIECE_BYTES
+    ctypedef int (*RangeFunction)(const Task *, Py_ssize_t, Py_ssize_t) noexcept nogil
+    ctypedef struct KernelTable:
+        const char *target
+        RangeFunction *rows
+        RangeFunction *panels
+        Py_ssize_t panel_columns
+        double (*piece_max)(const Task *, Py_ssize_t, Py_ssize_t) noexcept nogil
+        bint (*sweep_piece)(Operation, const Task *, Py_ssize_t, Py_ssize_t, double, Partial *,
+                            double *) noexcept nogil
+        void (*merge)(const Partial *, const Partial *, Partial *) noexcept nogil
+        void (*write_piece)(Operation, const Task *, Py_ssize_t, Py_ssize_t, const Partial *,
+                            const double *) noexcept nogil
+        void (*finish_row)(Operation, const Task *, Py_ssize_t, const Partial *) noexcept nogil
+        void (*sigmoid)(const void *, void *, Py_ssize_t) noexcept nogil
+        void (*log_sigmoid)(const void *, void *, Py_ssize_t) noexcept nogil
+        void (*binary_cross_entropy)(const void *, const void *, const void *, const void *,
+                                     void *, void *, double, Py_ssize_t) noexcept nogil
+        double (*sum)(const void *, Py_ssize_t) noexcept nogil

@@ -1,0 +1,297 @@
+# softmax, log_softmax and logsumexp along another axis than the last.
+#
+# Mathematics, precision and the order of additions are those of row.pxi; here a lane is
+# one row, so nothing is ever added across lanes. A panel is four vectors of neighbouring
+# rows. Its sums live in scratch: one slot per lane of the contract (lane row), added to in
+# the order of the columns, then halved into each other as the contract's tree.
+#
+# Passes over a panel: block by block maximum, exp and sum (stored to `out`, or not), then
+# the last sweep; a block's columns stay in the second-level cache between the first two.
+# Panels with a row that is out of reach go through run_rows.
+
+cdef enum:
+    WIDE = 4  # vectors in a panel
+
+cdef struct Panel:
+    const char *x
+    char *out
+    Py_ssize_t n, x_step, out_step
+    vmask[WIDE] present
+
+
+cdef inline vec panel_load(const char *p, const Panel *panel, int v, bint full,
+                           vec other) noexcept nogil:
+    cdef const real *source = <const real *>p + v * VLEN
+    return v_load(source) if full else v_load_first(source, panel.present[v], other)
+
+
+cdef inline void panel_store(char *p, const Panel *panel, int v, bint full,
+                             vec value) noexcept nogil:
+    cdef real *target = <real *>p + v * VLEN
+    if full:
+        v_store(target, value)
+    else:
+        v_store_first(target, panel.present[v], value)
+
+
+cdef inline void halve_lanes(real *lanes, Py_ssize_t count) noexcept nogil:
+    """Add lane j + 32 to j, j + 16 to j, ...: the first slot holds the sum."""
+    cdef Py_ssize_t width = LANES // 2, lane
+    cdef int v
+    cdef real *low
+    cdef real *high
+    while width > 0:
+        for lane in range(min(width, count - width)):
+            low = lanes + lane * (WIDE * VLEN)
+            high = low + width * (WIDE * VLEN)
+            for v in range(WIDE):
+                v_store(low + v * VLEN, v_add(v_load(low + v * VLEN), v_load(high + v * VLEN)))
+        count = min(count, width)
+        width //= 2
+
+
+cdef struct PanelScratch:
+    real *lanes        # LANES slots of WIDE vectors
+    real *row          # three times one value per row of the panel
+    double *chunks     # four times one value per row: the chunk sums of a block
+    double *exponents  # K of each row, block by block
+    Partial *stack     # levels of the tree over blocks, one Partial per row
+
+
+cdef inline void panel_max(bint full, const Panel *panel, Py_ssize_t begin, Py_ssize_t end,
+                           vec *m) noexcept nogil:
+    cdef Py_ssize_t c
+    cdef int v
+    for v in range(WIDE):
+        m[v] = v_set1(<real>-INFINITY)
+    for c in range(begin, end):
+        for v in range(WIDE):
+            m[v] = v_max(panel_load(panel.x + c * panel.x_step, panel, v, full, v_set1(0)), m[v])
+
+
+cdef inline bint all_in_reach(const vec *m, real *row) noexcept nogil:
+    """Whether every row's maximum is within reach; they are left in `row`."""
+    cdef int i, v
+    cdef bint reach = True
+    for v in range(WIDE):
+        v_store(row + v * VLEN, m[v])
+    for i in range(WIDE * VLEN):
+        reach = reach and fabs(row[i]) <= ANCHOR
+    return reach
+
+
+cdef inline void panel_block(int op, bint full, const Panel *panel, Py_ssize_t begin,
+                             Py_ssize_t end, const vec *m, const real *row_max,
+                             double *exponents, PanelScratch *scratch,
+                             Partial *partials) noexcept nogil:
+    """add_block for every row of a panel at once."""
+    cdef vec one = v_set1(1), zero = v_set1(0), xv, e
+    cdef vec[WIDE] count
+    cdef Scale[WIDE] scale
+    cdef View view
+    cdef Py_ssize_t c, chunk, chunk_end
+    cdef real *slot
+    cdef real *first = scratch.row + WIDE * VLEN
+    cdef real *second = first + WIDE * VLEN
+    cdef double *sums = scratch.chunks
+    cdef int v, i
+    set_view(&view, 1, 0)
+    for i in range(WIDE * VLEN):
+        exponents[i] = exponent_of(&view, row_max[i])
+        first[i] = <real>(MAGIC + (HEADROOM + BIAS - exponents[i]))
+        second[i] = <real>((exponents[i] - HEADROOM + LOWEST_EXPONENT) * LN2_HIGH_DOUBLE)
+    for v in range(WIDE):
+        scale[v].magic = v_load(first + v * VLEN)
+        scale[v].lowest = v_load(second + v * VLEN)
+        count[v] = zero
+    for i in range(4 * WIDE * VLEN):
+        sums[i] = 0
+    for chunk from begin <= chunk < end by CHUNK:
+        chunk_end = min(end, chunk + CHUNK)
+        for c in range(chunk, chunk_end):
+            slot = scratch.lanes + ((c - chunk) % LANES) * (WIDE * VLEN)
+            for v in range(WIDE):
+                xv = panel_load(panel.x + c * panel.x_step, panel, v, full, zero)
+                e = exp_scaled(False, xv, &scale[v])
+                if op == SOFTMAX:
+                    panel_store(panel.out + c * panel.out_step, panel, v, full, e)
+                count[v] = v_add(count[v], v_zero_unless(v_eq(xv, m[v]), one))
+                e = v_zero_unless(v_ne(xv, m[v]), e)
+                if c - chunk >= LANES:
+                    e = v_add(v_load(slot + v * VLEN), e)
+                v_store(slot + v * VLEN, e)
+        halve_lanes(scratch.lanes, min(LANES, chunk_end - chunk))
+        for i in range(WIDE * VLEN):
+            sums[i] = scratch.lanes[i]
+        sums += WIDE * VLEN
+    sums = scratch.chunks
+    for v in range(WIDE):
+        v_store(first + v * VLEN, exp_scaled(False, m[v], &scale[v]))
+        v_store(second + v * VLEN, count[v])
+    for i in range(WIDE * VLEN):
+        partials[i].max = row_max[i]
+        partials[i].exponent = exponents[i]
+        partials[i].rest = ((sums[i] + sums[i + WIDE * VLEN])
+                            + (sums[i + 2 * WIDE * VLEN] + sums[i + 3 * WIDE * VLEN]))
+        partials[i].at_max = first[i]
+        partials[i].count = second[i]
+        partials[i].dot = partials[i].q = 0
+        if row_max[i] == -INFINITY:
+            partials[i].at_max = partials[i].count = 0
+
+
+cdef inline void merge_level(Partial *stack, int *depth) noexcept nogil:
+    """Join the two topmost levels, row by row."""
+    cdef Partial *left = stack + (depth[0] - 2) * (WIDE * VLEN)
+    cdef Partial *right = left + WIDE * VLEN
+    cdef int i
+    for i in range(WIDE * VLEN):
+        merge(&left[i], &right[i], &left[i])
+    depth[0] -= 1
+
+
+cdef inline bint one_panel(int op, bint full, const Panel *panel, real *row_out,
+                           PanelScratch *scratch) noexcept nogil:
+    """False if a row of the panel is out of reach; x is then as it was."""
+    cdef vec zero = v_set1(0), xv
+    cdef vec[WIDE] m, running, high, low, step
+    cdef Factor factor
+    cdef Py_ssize_t n = panel.n, begin, end, c, bits, index = 0
+    cdef Partial *whole = scratch.stack
+    cdef real *row = scratch.row
+    cdef real *first = row + WIDE * VLEN
+    cdef real *second = first + WIDE * VLEN
+    cdef double split, change
+    cdef int v, i, depth = 0
+    if op == SOFTMAX and n > BLOCK and panel.out == panel.x:
+        panel_max(full, panel, 0, n, m)
+        if not all_in_reach(m, row):
+            return False
+    for v in range(WIDE):
+        running[v] = v_set1(<real>-INFINITY)
+    for begin from 0 <= begin < n by BLOCK:
+        end = min(n, begin + BLOCK)
+        panel_max(full, panel, begin, end, m)
+        for v in range(WIDE):
+            running[v] = v_max(m[v], running[v])
+        # A row that is still -inf may yet find its maximum, but seldom does.
+        if not all_in_reach(running, row):
+            return False
+        for v in range(WIDE):
+            v_store(row + v * VLEN, m[v])
+        panel_block(op, full, panel, begin, end, m, row,
+                    scratch.exponents + index * (WIDE * VLEN), scratch,
+                    scratch.stack + depth * (WIDE * VLEN))
+        depth += 1
+        bits = index
+        while bits & 1:
+            merge_level(scratch.stack, &depth)
+            bits >>= 1
+        index += 1
+    while depth > 1:
+        merge_level(scratch.stack, &depth)
+    if op == LOGSUMEXP:
+        for i in range(WIDE * VLEN):
+            first[i] = <real>(whole[i].max + log_sum(&whole[i]))
+        for v in range(WIDE):
+            panel_store(<char *>row_out, panel, v, full, v_load(first + v * VLEN))
+        return True
+    for i in range(WIDE * VLEN):
+        if op == SOFTMAX:
+            factor = divide(1, whole_sum(&whole[i]))
+            first[i] = factor.high
+            second[i] = factor.low
+        else:
+            first[i] = <real>log_sum(&whole[i])
+            second[i] = <real>whole[i].max
+    for v in range(WIDE):
+        high[v] = v_load(first + v * VLEN)
+        low[v] = v_load(second + v * VLEN)
+    for begin from 0 <= begin < n by BLOCK:
+        end = min(n, begin + BLOCK)
+        if op == SOFTMAX and n > BLOCK:
+            for i in range(WIDE * VLEN):
+                change = scratch.exponents[begin // BLOCK * (WIDE * VLEN) + i] - whole[i].exponent
+                split = DEEP_SPLIT if change < DEEP else 0
+                row[i] = <real>power_of_two(change + split)
+                factor = divide(1, whole_sum(&whole[i]))
+                first[i] = <real>(factor.high * ldexp(1.0, <int>-split))
+                second[i] = <real>(factor.low * ldexp(1.0, <int>-split))
+            for v in range(WIDE):
+                step[v] = v_load(row + v * VLEN)
+                high[v] = v_load(first + v * VLEN)
+                low[v] = v_load(second + v * VLEN)
+        for c in range(begin, end):
+            for v in range(WIDE):
+                if op == SOFTMAX:
+                    xv = panel_load(panel.out + c * panel.out_step, panel, v, full, zero)
+                    if n > BLOCK:
+                        xv = v_mul(xv, step[v])
+                    xv = multiply(xv, high[v], low[v])
+                else:
+                    xv = panel_load(panel.x + c * panel.x_step, panel, v, full, zero)
+                    xv = log_probability(False, xv, low[v], zero, zero, high[v])
+                panel_store(panel.out + c * panel.out_step, panel, v, full, xv)
+    return True
+
+
+cdef inline int run_panels(int op, const Task *task, Py_ssize_t begin,
+                           Py_ssize_t end) noexcept nogil:
+    """Panels [begin, end), counted along the inner dimension, outer by outer."""
+    cdef Py_ssize_t columns = WIDE * VLEN
+    cdef Py_ssize_t per_outer = (task.inner + columns - 1) // columns
+    cdef Py_ssize_t index, outer, inner, count, row
+    cdef Py_ssize_t blocks = (task.n + BLOCK - 1) // BLOCK, levels = 2, size
+    cdef Panel panel
+    cdef PanelScratch scratch
+    cdef char *memory
+    cdef real *row_out
+    cdef bint done
+    cdef int v
+    while (<Py_ssize_t>1 << levels) <= 2 * blocks:
+        levels += 1
+    size = columns * (4 * <Py_ssize_t>sizeof(double) + blocks * <Py_ssize_t>sizeof(double)
+                      + levels * <Py_ssize_t>sizeof(Partial)
+                      + (LANES + 3) * <Py_ssize_t>sizeof(real))
+    memory = <char *>malloc(size)
+    if memory == NULL:
+        return -1
+    scratch.chunks = <double *>memory
+    scratch.exponents = scratch.chunks + 4 * columns
+    scratch.stack = <Partial *>(scratch.exponents + blocks * columns)
+    scratch.row = <real *>(scratch.stack + levels * columns)
+    scratch.lanes = scratch.row + 3 * columns
+    panel.n = task.n
+    panel.x_step = task.x.n
+    panel.out_step = task.out.n
+    for index in range(begin, end):
+        outer = index // per_outer
+        inner = (index - outer * per_outer) * columns
+        count = min(columns, task.inner - inner)
+        row = outer * task.inner + inner
+        panel.x = at(&task.x, outer, inner)
+        panel.out = NULL
+        if op != LOGSUMEXP:
+            panel.out = <char *>at(&task.out, outer, inner)
+        row_out = <real *>task.row_out + row if op == LOGSUMEXP else NULL
+        if count == columns:
+            done = one_panel(op, True, &panel, row_out, &scratch)
+        else:
+            for v in range(WIDE):
+                panel.present[v] = v_first(max(count - v * VLEN, 0))
+            done = one_panel(op, False, &panel, row_out, &scratch)
+        if not done and run_rows(op, task, row, row + count) != 0:
+            free(memory)
+            return -1
+    free(memory)
+    return 0
+
+
+cdef int softmax_panels(const Task *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
+    return run_panels(SOFTMAX, task, begin, end)
+
+cdef int log_softmax_panels(const Task *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
+    return run_panels(LOG_SOFTMAX, task, begin, end)
+
+cdef int logsumexp_panels(const Task *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
+    return run_panels(LOGSUMEXP, task, begin, end)

@@ -1,0 +1,628 @@
+"""``python -m pysoftmax``: what each command does, and what it says when it cannot."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import pysoftmax
+from pysoftmax import _files, cli
+from pysoftmax import demo as demonstration
+
+PROGRAM = [sys.executable, "-m", "pysoftmax"]
+
+
+@pytest.fixture(autouse=True)
+def same_package(monkeypatch):
+    """Let the programs that the tests start find the package under test from any directory."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(pysoftmax.__file__).parents[1]))
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Cut even small arrays into many blocks, panels and pieces of text."""
+    monkeypatch.setattr(_files, "_BLOCK", 64)
+    monkeypatch.setattr(_files, "_PANEL", 4)
+    monkeypatch.setattr(_files, "_TEXT", 100)
+
+
+@pytest.fixture
+def run(capfd):
+    """Run a command in this process; return its exit status, standard output and error."""
+
+    def run(*args):
+        status = cli.main([str(arg) for arg in args])
+        return status, *capfd.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def logits(tmp_path):
+    """Return a file of float32 logits of shape (7, 10)."""
+    path = tmp_path / "logits.npy"
+    np.save(path, normal(7, 10))
+    return path
+
+
+def normal(*shape, dtype=np.float32):
+    return np.random.default_rng(0).normal(0, 5, shape).astype(dtype)
+
+
+def program_after(setup):
+    """Return the program with something to do before it."""
+    code = f"import re, resource, signal, sys; from pysoftmax.cli import main\n{setup}\nsys.exit(main())"
+    return [sys.executable, "-c", code]
+
+
+def spawn(*args, program=PROGRAM, **options):
+    """Run the program itself to its end."""
+    return subprocess.run(
+        [*program, *map(str, args)], capture_output=True, timeout=60, check=False, **options
+    )
+
+
+def npy_bytes(array):
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+def read_csv(text):
+    return np.loadtxt(io.StringIO(text), delimiter=",", ndmin=2)
+
+
+def assert_error(outcome, *words, status=1):
+    """Check for an exit status and one line on standard error that has all the words."""
+    got, out, err = outcome
+    assert got == status
+    assert out == ""
+    assert err.startswith("pysoftmax: error: ")
+    assert err.count("\n") == 1
+    assert err.endswith("\n")
+    for word in words:
+        assert word in err
+
+
+# -- the program -----------------------------------------------------------------------------
+
+
+def test_version(run):
+    assert run("--version") == (0, f"pysoftmax {pysoftmax.__version__}\n", "")
+
+
+def test_help_lists_every_command(run):
+    status, out, _ = run("--help")
+    assert status == 0
+    for name in ["demo", "softmax", "info"]:
+        assert f"\n    {name} " in out
+
+
+@pytest.mark.parametrize("name", ["demo", "softmax", "info"])
+def test_help_of_a_command_needs_no_work(run, name):
+    status, out, err = run(name, "--help")
+    assert (status, err) == (0, "")
+    assert out.startswith(f"usage: pysoftmax {name}")
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        ([], ["COMMAND"]),
+        (["softmin"], ["softmin"]),
+        (["info", "--yaml"], ["--yaml"]),
+        (["softmax", "a.npy"], ["OUT"]),
+        (["softmax", "a.npy", "b.txt"], [".npy or .csv", "'b.txt'"]),
+        (["softmax", "a.npy", "b.npy", "--axis", "x"], ["--axis", "'x'"]),
+        (["softmax", "a.npy", "b.npy", "--dtype", "int8"], ["--dtype", "float32", "'int8'"]),
+        (["softmax", "a.npy", "b.npy", "--temperature", "-1"], ["at least 0", "'-1'"]),
+        (["softmax", "a.npy", "b.npy", "--temperature", "nan"], ["at least 0", "'nan'"]),
+        (["softmax", "a.npy", "b.npy", "--temperature", "hot"], ["at least 0", "'hot'"]),
+        (["softmax", "a.npy", "b.npy", "--skip-header", "-1"], ["at least 0", "'-1'"]),
+    ],
+)
+def test_wrong_usage_is_status_2_and_one_line(run, args, words):
+    assert_error(run(*args), *words, "--help", status=2)
+
+
+def test_the_module_runs_main():
+    done = spawn("--version")
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.decode() == f"pysoftmax {pysoftmax.__version__}{os.linesep}"
+
+
+def test_starting_up_imports_nothing_but_numpy():
+    code = "import sys, pysoftmax.cli; print({'rich', 'tqdm', 'scipy', 'torch'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    assert done.stdout.split() == [b"set()"]
+
+
+# -- info ------------------------------------------------------------------------------------
+
+
+def test_info_shows_versions_kernels_and_threads(run):
+    status, out, err = run("info")
+    facts = pysoftmax.info()
+    assert (status, err) == (0, "")
+    for value in [facts["version"], facts["numpy"], facts["cpu"]["target"], facts["threads"]]:
+        assert str(value) in out
+    for backend in facts["backends"]:
+        assert backend in out
+
+
+def test_info_as_json_is_pysoftmax_info(run):
+    status, out, err = run("info", "--json")
+    assert (status, err) == (0, "")
+    assert json.loads(out) == pysoftmax.info()
+
+
+# -- demo ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def brief_demo(monkeypatch):
+    """Time in the demonstration just long enough to have been run."""
+    monkeypatch.setattr(demonstration, "_ROUNDS", 1)
+    monkeypatch.setattr(demonstration, "_ROUND_SECONDS", 0)
+
+
+def test_demo_tells_the_whole_story(run, brief_demo):
+    status, out, err = run("demo")
+    assert (status, err) == (0, "")
+    for phrase in [
+        "handwritten digits, 899 held-out images",
+        "gave nan in 478 of 899 rows; pysoftmax in none",
+        "Accuracy 94.4%",
+        "899x10",
+        "1024x1000",
+        "64x32000",
+    ]:
+        assert phrase in out
+
+
+def test_demo_as_json(run, brief_demo):
+    status, out, err = run("demo", "--json")
+    assert (status, err) == (0, "")
+    results = json.loads(out, parse_constant=pytest.fail)
+    assert results["naive_rows_overflowed"] == 478
+    assert results["naive_cross_entropy"] is None
+    assert results["cross_entropy"] == pytest.approx(0.9088, abs=1e-4)
+    losses = {row["temperature"]: row["cross_entropy"] for row in results["temperatures"]}
+    assert losses[1.0] == pytest.approx(results["cross_entropy"])
+    assert min(losses, key=losses.get) == 10.0
+    for row in results["rows"]:
+        assert 0 < row["probability"] <= 1
+        assert row["sum"] == pytest.approx(1)
+        if row["naive_probability"] is not None:
+            assert row["naive_probability"] == pytest.approx(row["probability"], rel=1e-5)
+    assert all(row["ratio"] > 0 for row in results["speed"])
+
+
+def test_digits_are_small_and_hold_no_pickle():
+    path = Path(pysoftmax.__file__).parent / "data" / "digits.npz"
+    assert path.stat().st_size < 200_000
+    logits, labels = demonstration.load_digits()
+    assert (logits.shape, logits.dtype) == ((899, 10), np.float32)
+    assert (labels.shape, labels.dtype) == ((899,), np.uint8)
+    assert np.isfinite(logits).all()
+    assert labels.max() == 9
+
+
+# -- softmax: .npy to .npy -------------------------------------------------------------------
+
+
+def test_a_npy_file_becomes_its_softmax(run, logits, tmp_path):
+    out = tmp_path / "probabilities.npy"
+    assert run("softmax", logits, out) == (0, "", "")
+    np.testing.assert_array_equal(np.load(out), pysoftmax.softmax(np.load(logits)))
+
+
+def test_log_temperature_and_dtype_are_those_of_the_function(run, logits, tmp_path):
+    out = tmp_path / "out.npy"
+    run("softmax", logits, out, "--log", "--temperature", 2.5, "--dtype", "float64")
+    expected = pysoftmax.log_softmax(np.load(logits), temperature=2.5, dtype="float64")
+    np.testing.assert_array_equal(np.load(out), expected, strict=True)
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize(
+    ("shape", "axis"),
+    [
+        ((), 0),
+        ((), -1),
+        ((5,), 0),
+        ((200,), -1),
+        ((40, 10), 1),
+        ((40, 10), 0),
+        ((3, 200), 1),
+        ((200, 3), 0),
+        ((100, 30), 0),
+        ((4, 5, 6), 0),
+        ((4, 5, 6), 1),
+        ((4, 5, 6), -1),
+        ((2, 30, 3, 7), 1),
+        ((0, 10), 1),
+        ((0, 10), 0),
+        ((10, 0), 1),
+        ((0,), 0),
+    ],
+)
+def test_any_shape_axis_and_order_in_blocks(run, tmp_path, small_blocks, shape, axis, order):
+    x = np.asarray(normal(*shape), order=order)
+    np.save(tmp_path / "x.npy", x)
+    assert run("softmax", tmp_path / "x.npy", tmp_path / "y.npy", "--axis", axis) == (0, "", "")
+    y = np.load(tmp_path / "y.npy")
+    np.testing.assert_array_equal(y, pysoftmax.softmax(x, axis=axis), strict=True)
+    assert y.flags.f_contiguous == x.flags.f_contiguous
+
+
+def test_blocks_cover_an_array_once_and_stay_small(small_blocks):
+    for shape in [(1, 1, 1), (50, 3, 1), (7, 10, 9), (3, 100, 50), (2, 500, 3)]:
+        seen = np.zeros(shape, int)
+        for rows, columns in _files._blocks(*shape):
+            block = seen[rows, :, columns]
+            block += 1
+            assert block.size <= max(64, 4 * shape[1])
+        assert (seen == 1).all()
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int64", "bool", "float16", "float64", ">f4"])
+def test_dtypes_are_promoted_as_by_the_function(run, tmp_path, small_blocks, dtype):
+    x = normal(40, 10).astype(dtype)
+    np.save(tmp_path / "x.npy", x)
+    run("softmax", tmp_path / "x.npy", tmp_path / "y.npy")
+    np.testing.assert_array_equal(np.load(tmp_path / "y.npy"), pysoftmax.softmax(x), strict=True)
+
+
+def test_a_file_may_become_its_own_softmax(run, logits, small_blocks):
+    expected = pysoftmax.softmax(np.load(logits), axis=0)
+    assert run("softmax", logits, logits, "--axis", 0)[0] == 0
+    np.testing.assert_array_equal(np.load(logits), expected)
+
+
+def test_the_target_is_replaced_through_a_link(run, logits, tmp_path):
+    (tmp_path / "link.npy").symlink_to(tmp_path / "real.npy")
+    assert run("softmax", logits, tmp_path / "link.npy")[0] == 0
+    assert (tmp_path / "link.npy").is_symlink()
+    assert (tmp_path / "real.npy").is_file()
+
+
+def test_a_new_file_has_the_usual_permissions(run, logits, tmp_path):
+    (tmp_path / "usual").touch()
+    run("softmax", logits, tmp_path / "out.npy")
+    assert (tmp_path / "out.npy").stat().st_mode == (tmp_path / "usual").stat().st_mode
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc")
+@pytest.mark.parametrize("axis", [0, 1])
+def test_an_array_larger_than_the_memory_allowed(tmp_path, axis):
+    x = np.lib.format.open_memmap(tmp_path / "x.npy", "w+", np.float32, (4096, 8192))
+    setup = (
+        "used = 1024 * int(re.search(r'VmData:\\s+(\\d+)', open('/proc/self/status').read())[1])\n"
+        f"resource.setrlimit(resource.RLIMIT_DATA, 2 * [used + {x.nbytes // 2}])"
+    )
+    done = spawn(
+        *("softmax", tmp_path / "x.npy", tmp_path / "y.npy", "--axis", axis),
+        program=program_after(setup),
+        env=os.environ | {"PYSOFTMAX_NUM_THREADS": "1"},  # a thread's stack counts as data
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    y = np.load(tmp_path / "y.npy", mmap_mode="r")
+    assert y[-1, -1] == 1 / y.shape[axis]
+
+
+# -- softmax: CSV and pipes ------------------------------------------------------------------
+
+
+def test_csv_becomes_csv_of_the_same_numbers(run, tmp_path, small_blocks):
+    x = normal(50, 4, dtype=np.float64)
+    np.savetxt(tmp_path / "x.csv", x, delimiter=",", fmt="%.17g")
+    assert run("softmax", tmp_path / "x.csv", tmp_path / "y.csv") == (0, "", "")
+    y = read_csv((tmp_path / "y.csv").read_text())
+    np.testing.assert_array_equal(y, pysoftmax.softmax(x))
+
+
+def test_csv_becomes_npy_and_back(run, tmp_path, small_blocks):
+    x = normal(50, 4, dtype=np.float64)
+    np.savetxt(tmp_path / "x.csv", x, delimiter=",", fmt="%.17g")
+    run("softmax", tmp_path / "x.csv", tmp_path / "y.npy", "--dtype", "float32")
+    expected = pysoftmax.softmax(x, dtype="float32")
+    np.testing.assert_array_equal(np.load(tmp_path / "y.npy"), expected, strict=True)
+    np.save(tmp_path / "x.npy", x)
+    run("softmax", tmp_path / "x.npy", tmp_path / "y.csv", "--dtype", "float32")
+    y = read_csv((tmp_path / "y.csv").read_text())
+    np.testing.assert_array_equal(y.astype(np.float32), expected)
+
+
+@pytest.mark.parametrize("source", ["x.npy", "x.csv"])
+@pytest.mark.parametrize("target", ["y.npy", "y.csv"])
+def test_csv_along_axis_0(run, tmp_path, small_blocks, source, target):
+    x = normal(50, 4, dtype=np.float64)
+    np.save(tmp_path / "x.npy", x)
+    np.savetxt(tmp_path / "x.csv", x, delimiter=",", fmt="%.17g")
+    assert run("softmax", tmp_path / source, tmp_path / target, "--axis", 0) == (0, "", "")
+    y = tmp_path / target
+    y = np.load(y) if target == "y.npy" else read_csv(y.read_text())
+    np.testing.assert_array_equal(y, pysoftmax.softmax(x, axis=0))
+
+
+@pytest.mark.parametrize(("shape", "lines"), [((), 1), ((3,), 1), ((3, 1), 3), ((0, 3), 0)])
+def test_a_row_of_classes_is_a_line(run, tmp_path, shape, lines):
+    np.save(tmp_path / "x.npy", normal(*shape))
+    status, out, _ = run("softmax", tmp_path / "x.npy", "-")
+    assert (status, out.count("\n")) == (0, lines)
+
+
+def test_numbers_are_written_with_the_fewest_digits(run, tmp_path):
+    np.save(tmp_path / "x.npy", np.float32([[0, 0], [0, np.log(4)], [0, np.nan]]))
+    assert run("softmax", tmp_path / "x.npy", "-")[1] == "0.5,0.5\n0.2,0.8\nnan,nan\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"1,2\n3,4\n",
+        b"1,2\n3,4",
+        b"1,2\r\n3,4\r\n",
+        b"\xef\xbb\xbf1,2\n3,4\n",
+        b"\n1,2\n \n3,4\n\n",
+        b" 1 ,2.0\n+3,4e0\n",
+    ],
+)
+def test_ordinary_csv_is_understood(text):
+    done = spawn("softmax", "-", "-", input=text)
+    assert (done.returncode, done.stderr) == (0, b"")
+    expected = pysoftmax.softmax(np.array([[1.0, 2.0], [3.0, 4.0]]))
+    np.testing.assert_array_equal(read_csv(done.stdout.decode()), expected)
+
+
+def test_a_npy_stream_on_standard_input(tmp_path):
+    x = normal(7, 10)
+    for options in [{"input": npy_bytes(x)}, {"stdin": save(tmp_path / "x.npy", x)}]:
+        done = spawn("softmax", "-", tmp_path / "y.npy", **options)
+        assert (done.returncode, done.stderr) == (0, b"")
+        np.testing.assert_array_equal(np.load(tmp_path / "y.npy"), pysoftmax.softmax(x))
+
+
+def save(path, array):
+    """Save an array and return the file opened for reading."""
+    np.save(path, array)
+    return path.open("rb")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_named_pipe_is_read_as_what_comes_through_it(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    command = [*PROGRAM, "softmax", tmp_path / "pipe", tmp_path / "y.npy"]
+    with subprocess.Popen(command) as process:
+        (tmp_path / "pipe").write_bytes(npy_bytes(normal(7, 10)))
+    assert process.returncode == 0
+    assert np.load(tmp_path / "y.npy").shape == (7, 10)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a,b\n1,2\n", ["line 1, column 1", "'a'", "--skip-header 1"]),
+        ("\n# x\n1,2\n", ["line 2, column 1", "'# x'", "--skip-header 2"]),
+        ("1,2\n3,x\n", ["line 2, column 2", "expected a number", "'x'"]),
+        ("1,2\n3,\n", ["line 2, column 2", "''"]),
+        ("1,2\n\n3\n", ["line 3", "expected 2 values", "got 1"]),
+        ("1,2\n3,4,5\n", ["line 2", "expected 2 values", "got 3"]),
+        ("1;2\n", ["line 1, column 1", "'1;2'"]),
+        ("1,2\n" * 60 + "1,2,3\n", ["line 61", "expected 2 values", "got 3"]),
+        ("1,2\n" * 60 + "1,1_0\n", ["line 61, column 2", "'1_0'"]),
+        ("", ["is empty"]),
+        ("\n\n", ["is empty"]),
+    ],
+)
+def test_bad_csv_is_told_by_line(run, tmp_path, small_blocks, text, words):
+    (tmp_path / "x.csv").write_text(text)
+    outcome = run("softmax", tmp_path / "x.csv", tmp_path / "y.npy")
+    assert_error(outcome, str(tmp_path / "x.csv"), *words)
+    assert os.listdir(tmp_path) == ["x.csv"]
+
+
+def test_a_header_is_skipped_on_request(run, tmp_path, small_blocks):
+    (tmp_path / "x.csv").write_text("# made by hand\ncat,dog\n0,0\n")
+    assert run("softmax", tmp_path / "x.csv", "-", "--skip-header", 2) == (0, "0.5,0.5\n", "")
+
+
+# -- softmax: what goes wrong ----------------------------------------------------------------
+
+
+def with_header(header):
+    """Return a .npy file with a header of one's own."""
+    text = header.encode().ljust(117) + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (npy_bytes(normal(7, 10))[:-1], ["truncated", "(7, 10)", "280", "279"]),
+        (npy_bytes(normal(7, 10))[:50], ["not a readable .npy file"]),
+        (npy_bytes(normal(7, 10))[:3], ["not a readable .npy file"]),
+        (b"", ["is not a .npy file"]),
+        (b"1,2\n", ["is not a .npy file"]),
+        (npy_bytes(np.array([None])), ["objects", "never unpickled"]),
+        (npy_bytes(np.array(["a"])), ["<U1"]),
+        (npy_bytes(np.zeros(2, "c8")), ["complex64"]),
+        (npy_bytes(np.zeros(2, "i4,f4")), ["i4"]),
+        (with_header("{'descr': '<f4', 'fortran_order': False, 'shape': (-1, 2)}"), ["(-1, 2)"]),
+        (with_header("{'descr': '<f4', 'fortran_order': False, 'shape': (1 << 70,)}"), []),
+        (
+            with_header(f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({1 << 70},)}}"),
+            ["truncated"],
+        ),
+        (with_header("print('hello')"), ["not a readable .npy file"]),
+        (with_header("("), ["not a readable .npy file"]),
+    ],
+)
+def test_a_bad_npy_file_is_one_clear_line(run, tmp_path, content, words):
+    (tmp_path / "x.npy").write_bytes(content)
+    outcome = run("softmax", tmp_path / "x.npy", tmp_path / "y.npy")
+    assert_error(outcome, str(tmp_path / "x.npy"), *words)
+    assert os.listdir(tmp_path) == ["x.npy"]
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "words"),
+    [
+        ("absent.npy", "y.npy", ["cannot read", "absent.npy", "No such file"]),
+        ("folder", "y.npy", ["cannot read", "folder", "directory"]),
+        ("logits.npy", "folder.npy", ["cannot write", "folder.npy", "directory"]),
+        ("logits.npy", "absent/y.npy", ["cannot write", "absent/y.npy", "no directory"]),
+        ("logits.npy", "logits.npy/y.npy", ["cannot write", "no directory"]),
+        ("cube.npy", "y.csv", ["(2, 2, 2)", "write .npy"]),
+    ],
+)
+def test_a_wrong_place_is_one_clear_line(run, logits, monkeypatch, source, target, words):
+    monkeypatch.chdir(logits.parent)
+    Path("folder").mkdir()
+    Path("folder.npy").mkdir()
+    np.save("cube.npy", normal(2, 2, 2))
+    before = sorted(os.listdir())
+    assert_error(run("softmax", source, target), *words)
+    assert sorted(os.listdir()) == before
+
+
+@pytest.mark.skipif(hasattr(os, "geteuid") and os.geteuid() == 0, reason="root may write all")
+def test_a_place_without_permission_is_one_clear_line(run, logits, tmp_path):
+    (tmp_path / "closed").mkdir(mode=0o500)
+    outcome = run("softmax", logits, tmp_path / "closed" / "y.npy")
+    assert_error(outcome, "cannot write", "Permission denied")
+
+
+@pytest.mark.parametrize("target", ["y.npy", "-"])
+@pytest.mark.parametrize("source", ["logits.npy", "logits.csv"])
+@pytest.mark.parametrize("axis", [2, -3])
+def test_an_axis_out_of_range(run, logits, monkeypatch, source, target, axis):
+    monkeypatch.chdir(logits.parent)
+    np.savetxt("logits.csv", np.load(logits), delimiter=",")
+    assert_error(run("softmax", source, target, "--axis", axis), source, f"no axis {axis}")
+
+
+@pytest.mark.parametrize("source", ["logits.npy", "logits.csv"])
+@pytest.mark.parametrize("suffix", [".npy", ".csv"])
+def test_a_full_disk_is_told_and_leaves_nothing(tmp_path, source, suffix):
+    np.save(tmp_path / "logits.npy", normal(1000, 10))
+    np.savetxt(tmp_path / "logits.csv", normal(1000, 10), delimiter=",")
+    (tmp_path / f"y{suffix}").write_text("as it was")
+    done = spawn(
+        "softmax",
+        tmp_path / source,
+        tmp_path / f"y{suffix}",
+        program=program_after("resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))"),
+    )
+    assert_error((done.returncode, "", done.stderr.decode()), "cannot write", "File too large")
+    assert (tmp_path / f"y{suffix}").read_text() == "as it was"
+    assert sorted(os.listdir(tmp_path)) == ["logits.csv", "logits.npy", f"y{suffix}"]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+@pytest.mark.parametrize("args", [["info"], ["softmax", "logits.npy", "-"]])
+def test_a_full_standard_output_is_told(logits, args):
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [*PROGRAM, *args], cwd=logits.parent, stdout=full, stderr=subprocess.PIPE, check=False
+        )
+    outcome = done.returncode, "", done.stderr.decode()
+    assert_error(outcome, "cannot write standard output", "No space left")
+
+
+@pytest.mark.parametrize("args", [["info", "--json"], ["softmax", "logits.npy", "-"]])
+def test_a_closed_pipe_is_no_news(logits, args):
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [*PROGRAM, *args], cwd=logits.parent, stdout=writer, stderr=subprocess.PIPE, check=False
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+@pytest.mark.parametrize(
+    ("redirection", "args", "words"),
+    [
+        ("<&-", ["softmax", "-", "y.npy"], "cannot read standard input: Bad file descriptor"),
+        (
+            ">&-",
+            ["softmax", "logits.npy", "-"],
+            "cannot write standard output: Bad file descriptor",
+        ),
+    ],
+)
+def test_a_closed_standard_stream_is_told(logits, redirection, args, words):
+    command = ["sh", "-c", f'"$@" {redirection}', "sh", *PROGRAM, *args]
+    done = subprocess.run(command, cwd=logits.parent, stderr=subprocess.PIPE, check=False)
+    assert_error((done.returncode, "", done.stderr.decode()), words)
+
+
+@pytest.mark.parametrize("target", ["y.npy", "y.csv"])
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_leaves_no_trace(tmp_path, number, status, target):
+    (tmp_path / target).write_text("as it was")
+    # A run in the background ignores Ctrl-C, and so would the program.
+    program = program_after("signal.signal(signal.SIGINT, signal.default_int_handler)")
+    command = [*program, "softmax", "-", tmp_path / target]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdin.write(b"1,2\n")
+        process.stdin.flush()
+        deadline = time.monotonic() + 30
+        while len(os.listdir(tmp_path)) == 1 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert len(os.listdir(tmp_path)) == 2, "the draft beside the target"
+        process.send_signal(number)
+        assert process.wait(30) == status
+        assert b"Traceback" not in process.stderr.read()
+    assert os.listdir(tmp_path) == [target]
+    assert (tmp_path / target).read_text() == "as it was"
+
+
+@pytest.mark.parametrize("failure", [KeyboardInterrupt, MemoryError])
+def test_a_stop_between_blocks_leaves_no_trace(run, logits, monkeypatch, small_blocks, failure):
+    calls = iter(range(9))
+
+    def softmax(x, **options):
+        if next(calls) == 2:
+            raise failure
+        return pysoftmax.log_softmax(x, **options)
+
+    monkeypatch.setattr(pysoftmax, "softmax", softmax)
+    before = logits.read_bytes()
+    status = 130 if failure is KeyboardInterrupt else 1
+    assert_error(run("softmax", logits, logits), status=status)
+    assert next(calls) == 3
+    assert logits.read_bytes() == before
+    assert os.listdir(logits.parent) == [logits.name]
+
+
+# -- the terminal ----------------------------------------------------------------------------
+
+
+def test_a_table_lines_up(capsys):
+    cli.table(["shape", "ns"], [["1x1", "10.00"], ["1024x1000", "2.00"]])
+    assert capsys.readouterr().out == (
+        "shape         ns\n---------  -----\n1x1        10.00\n1024x1000   2.00\n"
+    )
+
+
+@pytest.mark.parametrize("rich", [False, True])
+def test_a_terminal_sees_progress_and_a_file_does_not(logits, monkeypatch, capsys, rich):
+    if rich:
+        pytest.importorskip("rich")
+    else:
+        monkeypatch.setattr(cli, "find_spec", lambda name: None)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert cli.main(["softmax", str(logits), str(logits)]) == 0
+    assert "100%" in capsys.readouterr().err or rich

@@ -1,0 +1,328 @@
+"""Nothing public without its parts, nothing imported backwards. A failure is a to-do list."""
+
+import ast
+import importlib
+import inspect
+import pathlib
+import pkgutil
+import re
+import types
+import typing
+
+import pytest
+from cases import TESTS, python
+
+import pysoftmax as ps
+import pysoftmax.backends
+
+NUMERICAL = [
+    "softmax",
+    "log_softmax",
+    "logsumexp",
+    "cross_entropy",
+    "cross_entropy_with_grad",
+    "sigmoid",
+    "log_sigmoid",
+    "binary_cross_entropy_with_logits",
+    "binary_cross_entropy_with_logits_with_grad",
+    "softmax_vjp",
+    "log_softmax_vjp",
+]
+AROUND = ["set_num_threads", "get_num_threads", "num_threads", "info"]
+CORE = [*NUMERICAL, *AROUND, "__version__"]
+
+# name(arguments), as documented; defaults included
+SIGNATURES = {
+    "softmax": "(x, axis=-1, *, temperature=1.0, where=None, dtype=None, out=None)",
+    "log_softmax": "(x, axis=-1, *, temperature=1.0, where=None, dtype=None, out=None)",
+    "logsumexp": "(x, axis=-1, *, b=None, where=None, keepdims=False, return_sign=False, "
+    "dtype=None, out=None)",
+    "cross_entropy": "(logits, target, axis=-1, *, weight=None, ignore_index=-100, "
+    "label_smoothing=0.0, reduction='mean', temperature=1.0)",
+    "cross_entropy_with_grad": "(logits, target, axis=-1, *, weight=None, ignore_index=-100, "
+    "label_smoothing=0.0, reduction='mean', temperature=1.0, grad_out=None)",
+    "sigmoid": "(x, *, dtype=None, out=None)",
+    "log_sigmoid": "(x, *, dtype=None, out=None)",
+    "binary_cross_entropy_with_logits": "(logits, target, *, weight=None, pos_weight=None, "
+    "reduction='mean')",
+    "binary_cross_entropy_with_logits_with_grad": "(logits, target, *, weight=None, "
+    "pos_weight=None, reduction='mean', grad_out=None)",
+    "softmax_vjp": "(grad_output, probabilities, axis=-1, *, temperature=1.0, out=None)",
+    "log_softmax_vjp": "(grad_output, log_probabilities, axis=-1, *, temperature=1.0, out=None)",
+    "set_num_threads": "(n)",
+    "get_num_threads": "()",
+    "num_threads": "(n)",
+    "info": "()",
+}
+
+PACKAGE = pathlib.Path(ps.__file__).parent
+ROOT = pathlib.Path(TESTS).parent
+
+
+def nothing_to_do(missing):
+    __tracebackhide__ = True
+    missing = list(missing)
+    assert not missing, "to do:\n" + "\n".join(f"  - {item}" for item in missing)
+
+
+def public_functions():
+    return [n for n in ps.__all__ if callable(getattr(ps, n, None))]
+
+
+# --- public names -------------------------------------------------------------------------------
+
+
+def test_every_core_name_is_public_and_every_public_name_exists():
+    todo = [f"add {name} to pysoftmax.__all__" for name in CORE if name not in ps.__all__]
+    todo += [f"define pysoftmax.{name}" for name in ps.__all__ if not hasattr(ps, name)]
+    if len(set(ps.__all__)) < len(ps.__all__):
+        todo.append("name nothing twice in pysoftmax.__all__")
+    nothing_to_do(todo)
+
+
+def _written(text):
+    """A signature without annotations and without the spelling of its defaults."""
+    function = ast.parse(f"def f{text}: ...").body[0].args
+    named = [a.arg for a in function.args]
+    keyword = [a.arg for a in function.kwonlyargs]
+    defaults = [ast.literal_eval(d) for d in (*function.defaults, *function.kw_defaults)]
+    return named, keyword, defaults
+
+
+def _actual(function):
+    parameters = inspect.signature(function).parameters.values()
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    named = [p.name for p in parameters if p.kind in positional]
+    keyword = [p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
+    defaults = [p.default for p in parameters if p.default is not inspect.Parameter.empty]
+    return named, keyword, defaults
+
+
+def test_every_signature_is_the_documented_one():
+    todo = []
+    for name, text in SIGNATURES.items():
+        try:
+            actual = _actual(getattr(ps, name))
+        except ValueError:
+            todo.append(f"give {name} a signature that inspect can read")
+            continue
+        if actual != _written(text):
+            todo.append(f"{name}{text}, not {inspect.signature(getattr(ps, name))}")
+    nothing_to_do(todo)
+
+
+SECTIONS = {"Parameters": r"\w[^\n]* : ", "Returns": r"\S", "Examples": r">>> "}
+
+
+def test_every_public_function_has_a_docstring_in_numpydoc_form():
+    todo = []
+    for name in public_functions():
+        function = getattr(ps, name)
+        text = inspect.getdoc(function) or ""
+        wanted = dict(SECTIONS)
+        try:
+            if not inspect.signature(function).parameters:
+                del wanted["Parameters"]
+        except ValueError:
+            pass
+        if name in ("set_num_threads", "num_threads") or inspect.isclass(function):
+            del wanted["Returns"]
+        for section, content in wanted.items():
+            if not re.search(rf"(?m)^{section}\n-{{{len(section)}}}\n+{content}", text):
+                todo.append(f"{name}: docstring section {section}")
+        if name in SIGNATURES:
+            named, keyword, _ = _written(SIGNATURES[name])
+            for argument in named + keyword:
+                if not re.search(rf"(?m)^(\w+, )*{argument}(, \w+)* :", text):
+                    todo.append(f"{name}: document the parameter {argument}")
+    nothing_to_do(todo)
+
+
+def test_every_public_function_has_tests():
+    here = pathlib.Path(TESTS)
+    text = "\n".join(
+        path.read_text() for path in here.glob("test_*.py") if path.name != "test_contract.py"
+    )
+    nothing_to_do(f"{name}: write tests" for name in public_functions() if f"ps.{name}" not in text)
+
+
+def test_every_numerical_function_has_a_benchmark():
+    folder = ROOT / "asv_bench" / "benchmarks"
+    text = "\n".join(path.read_text() for path in folder.glob("*.py"))
+    nothing_to_do(
+        f"{name}: write a benchmark in asv_bench/benchmarks/"
+        for name in NUMERICAL
+        if not re.search(rf"\b{name}\b", text)
+    )
+
+
+def _stubs():
+    """name -> function definition of the type stubs and of annotated Python modules."""
+    found = {}
+    for path in [*PACKAGE.glob("*.py"), *PACKAGE.glob("*.pyi")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            named = isinstance(node, ast.FunctionDef | ast.ClassDef)
+            if named and (path.suffix == ".pyi" or node.name not in found):
+                found[node.name] = node
+    return found
+
+
+def test_every_public_function_is_typed():
+    stubs = _stubs()
+    todo = [] if (PACKAGE / "py.typed").exists() else ["add pysoftmax/py.typed"]
+    for name in public_functions():
+        node = stubs.get(name)
+        if node is None:
+            todo.append(f"{name}: write a stub or annotations")
+        elif isinstance(node, ast.FunctionDef):
+            arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+            todo += [f"{name}: annotate {a.arg}" for a in arguments if a.annotation is None]
+            if node.returns is None:
+                todo.append(f"{name}: annotate the result")
+            if name in SIGNATURES:
+                named, keyword, _ = _written(SIGNATURES[name])
+                if [a.arg for a in arguments] != named + keyword:
+                    todo.append(f"{name}: the stub's arguments differ from the documented ones")
+    nothing_to_do(todo)
+
+
+# --- imports ------------------------------------------------------------------------------------
+
+
+def _imports(path, package):
+    """Absolute names of all that a module imports, wherever in it."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package.rsplit(".", node.level - 1)[0] if node.level else ""
+            base = ".".join(part for part in (base, node.module) if part)
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def test_backends_never_import_the_public_modules():
+    """One way: public functions -> backends -> kernels."""
+    public = {getattr(ps, name).__module__ for name in NUMERICAL} - {"pysoftmax"}
+    names = {f"pysoftmax.{name}" for name in ps.__all__}
+    todo = []
+    for path in (PACKAGE / "backends").glob("*.py"):
+        for imported in _imports(path, "pysoftmax.backends"):
+            outward = any(imported == m or imported.startswith(f"{m}.") for m in public)
+            if outward or imported in names or imported in ("pysoftmax", "pysoftmax.*"):
+                todo.append(f"backends/{path.name}: do not import {imported}")
+    nothing_to_do(todo)
+
+
+def test_the_package_file_defines_nothing():
+    """pysoftmax/__init__.py is the list of public names."""
+    allowed = (ast.Import, ast.ImportFrom, ast.Assign, ast.AnnAssign, ast.Expr)
+    body = ast.parse((PACKAGE / "__init__.py").read_text()).body
+    nothing_to_do(
+        f"__init__.py, line {node.lineno}: move this elsewhere"
+        for node in body
+        if not isinstance(node, allowed)
+    )
+
+
+def test_no_library_is_imported_that_was_not_asked_for():
+    source = """
+import sys
+import numpy
+before = set(sys.modules)
+import pysoftmax
+pysoftmax.softmax([1.0, 2.0])
+pysoftmax.cross_entropy([[1.0, 2.0]], [0])
+heavy = {"cupy", "dask", "jax", "torch", "scipy", "pandas", "sklearn", "matplotlib", "numba"}
+print(sorted(heavy & {name.split(".")[0] for name in set(sys.modules) - before}))
+"""
+    assert python("-c", source).strip() == "[]"
+
+
+# --- backends -----------------------------------------------------------------------------------
+
+
+def _interface():
+    protocol = pysoftmax.backends.Backend
+    assert typing.is_protocol(protocol) if hasattr(typing, "is_protocol") else True
+    return {
+        name: list(inspect.signature(method).parameters)[1:]
+        for name, method in vars(protocol).items()
+        if inspect.isfunction(method) and not name.startswith("_")
+    }
+
+
+def _candidates(module, interface):
+    """The module itself or objects in it that have one of the interface's functions."""
+    own = [module] + [
+        value
+        for name, value in vars(module).items()
+        if not name.startswith("_")
+        and value is not pysoftmax.backends.Backend
+        and not isinstance(value, types.ModuleType)
+        and getattr(value, "__module__", module.__name__) == module.__name__
+    ]
+    return [value for value in own if any(callable(getattr(value, n, None)) for n in interface)]
+
+
+def _parameters(owner, function):
+    names = list(inspect.signature(function).parameters)
+    return names[1:] if inspect.isclass(owner) and inspect.isfunction(function) else names
+
+
+def _backend_modules():
+    for found in pkgutil.iter_modules(pysoftmax.backends.__path__, "pysoftmax.backends."):
+        if not found.name.rsplit(".", 1)[1].startswith("_"):
+            yield found.name
+
+
+def test_the_interface_of_backends_is_written_down():
+    interface = _interface()
+    assert "softmax" in interface
+    assert all(interface.values()), "an interface function without arguments"
+
+
+@pytest.mark.parametrize("name", list(_backend_modules()))
+def test_every_backend_has_every_function_with_the_same_arguments(name):
+    interface = _interface()
+    try:
+        module = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        library = name.rsplit(".", 1)[1]
+        if not (error.name or "").startswith(library):
+            raise
+        pytest.skip(f"{library} is not installed")
+    candidates = _candidates(module, interface)
+    todo = [] if candidates else [f"{name}: no object with the functions of Backend"]
+    for candidate in candidates:
+        label = getattr(candidate, "__name__", type(candidate).__name__)
+        for method, wanted in interface.items():
+            function = getattr(candidate, method, None)
+            if function is None:
+                todo.append(f"{label}: write {method}({', '.join(wanted)})")
+                continue
+            try:
+                parameters = _parameters(candidate, function)
+            except ValueError:
+                todo.append(f"{label}: give {method} a signature that inspect can read")
+                continue
+            if parameters != wanted:
+                todo.append(f"{label}.{method}: ({', '.join(wanted)}), not {parameters}")
+    nothing_to_do(todo)
+
+
+def test_there_is_a_backend_for_numpy():
+    assert any("numpy" in name for name in _backend_modules())
+    assert "numpy" in ps.info()["backends"]
+
+
+# --- info ---------------------------------------------------------------------------------------
+
+
+def test_info_describes_the_installation():
+    info = ps.info()
+    assert set(info) >= {"version", "python", "numpy", "cpu", "threads", "openmp", "backends"}
+    assert info["version"] == ps.__version__
+    assert set(info["cpu"]) >= {"target", "available", "built"}
+    assert info["cpu"]["target"] in info["cpu"]["built"]
+    assert info["cpu"]["target"] in info["cpu"]["available"]
+    assert info["threads"] == ps.get_num_threads() >= 1
