@@ -23,31 +23,20 @@ def result_dtype(dtype: Any) -> np.dtype[Any]:
         return dtype.newbyteorder("=")
     if dtype.kind in "biu":
         return np.dtype(np.float32 if dtype.itemsize <= 2 else np.float64)
-    raise TypeError(f"expected an array of {ACCEPTED}, got {dtype.name} ({dtype.str})")
+    raise TypeError(f"expected an array of {ACCEPTED}, got {dtype}")
 
 
-def requested_dtype(dtype: Any) -> np.dtype[Any]:
-    """The `dtype` argument, which must be one of the floats."""
+def choose_dtype(array: Array, dtype: Any) -> np.dtype[Any]:
+    """The float dtype of a result: the `dtype` argument's, or what the array's becomes."""
+    natural = result_dtype(array.dtype)
+    if dtype is None:
+        return natural
     wanted = np.dtype(dtype)
     if wanted.name not in HALVES and wanted.name not in REALS:
         raise TypeError(
             f"dtype must be float16, bfloat16, float32 or float64, got {wanted.name}"
         )
     return wanted.newbyteorder("=")
-
-
-def compute_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """What the kernels compute in: the half precisions in float32."""
-    return np.dtype(np.float32) if dtype.name in HALVES else dtype
-
-
-def convert(x: Array, dtype: Any) -> tuple[Array, np.dtype[Any]]:
-    """`x` in the dtype the kernels compute in, and the dtype of the result."""
-    wanted = result_dtype(x.dtype)
-    if dtype is not None:
-        wanted = requested_dtype(dtype)
-        x = x.astype(wanted, copy=False)
-    return x.astype(compute_dtype(wanted), copy=False), wanted
 
 
 def normalize_axes(axis: Any, ndim: int) -> tuple[int, ...]:
@@ -123,10 +112,13 @@ def check_where(where: Any, shape: tuple[int, ...], backend: Backend) -> Array |
         ) from None
 
 
-def check_out(
-    out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], backend: Backend, name: str = "out"
+def output(
+    out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], backend: Backend, like: Array,
+    name: str = "out",
 ) -> Array:
-    """An array to write a result of this shape and dtype into."""
+    """`out` if there is one and it fits, else a new array on the device of `like`."""
+    if out is None:
+        return backend.empty(shape, dtype, like)
     if not backend.can_be_written(out):
         raise TypeError(f"{name} must be an array of {backend.library}, got {type(out).__name__}")
     if out.dtype.newbyteorder("=") != dtype:
@@ -135,20 +127,4 @@ def check_out(
         raise ValueError(f"{name} must have shape {shape}, got {out.shape}")
     if not getattr(getattr(out, "flags", None), "writeable", True):
         raise ValueError(f"{name} is read-only")
-    return out
-
-
-def target_for(out: Any, array: Array, backend: Backend) -> Array:
-    """`out` if the kernels can write to it as it is, else a new array like `array`."""
-    if out is not None and out.dtype == array.dtype and out.dtype.isnative:
-        return out
-    return backend.empty(array.shape, array.dtype, array)
-
-
-def deliver(backend: Backend, result: Array, dtype: Any, out: Any, like: Any) -> Any:
-    """The result in its dtype: in `out` if there is one, else in the type of `like`."""
-    if out is None:
-        return backend.wrap(result.astype(dtype, copy=False), like)
-    if result is not out:
-        out[...] = result
     return out

@@ -246,7 +246,7 @@ def _check_target(
         raise ValueError(
             f"target probabilities must have the shape of the logits {shape}, got {target.shape}"
         )
-    if not (target >= 0).all():
+    if target.size and not target.min() >= 0:
         raise ValueError("target probabilities must be >= 0 and not NaN")
     return False
 
@@ -269,15 +269,13 @@ def _check_smoothing(label_smoothing: float) -> float:
     return smoothing
 
 
-def _reduce(
-    backend: Backend, loss: Array, reduction: str, divisor: float, wanted: Any, like: Any
-) -> Any:
-    if reduction == "none":
-        return backend.wrap(loss.astype(wanted, copy=False), like)
-    total = backend.sum(loss)
-    if reduction == "mean":
-        total = total / divisor if divisor else float("nan")
-    return wanted.type(total)
+def _divisor(reduction: str, count: float) -> float:
+    """What the sum of the losses is divided by."""
+    return count if reduction == "mean" else 1.0
+
+
+def _reduced(total: float, divisor: float, dtype: Any) -> Any:
+    return dtype.type(total / divisor if divisor else np.nan)
 
 
 def _cross_entropy(
@@ -286,38 +284,40 @@ def _cross_entropy(
 ) -> tuple[Any, Any]:
     _check_reduction(reduction)
     backend = backend_of(logits=logits, target=target, weight=weight)
-    array, wanted = check.convert(backend.as_array(logits), None)
+    array, truth = backend.as_array(logits), backend.as_array(target)
+    wanted = check.choose_dtype(array, None)
     axis = check.normalize_axis(axis, array.ndim)
-    classes = array.shape[axis]
     rows = check.reduced_shape(array.shape, (axis,))
     temperature = check.check_temperature(temperature, rows, with_grad)
     smoothing = _check_smoothing(label_smoothing)
-    factors = _check_weight(backend, weight, classes)
-    truth = backend.as_array(target)
+    factors = _check_weight(backend, weight, array.shape[axis])
     labelled = _check_target(backend, truth, array.shape, axis, ignore_index)
-    if grad_out is not None:
-        check.check_out(grad_out, array.shape, wanted, backend, "grad_out")
+    grad = None
+    if with_grad:
+        grad = check.output(grad_out, array.shape, wanted, backend, array, "grad_out")
 
+    count = float(np.prod(rows))
     if labelled:
-        divisor = backend.sum_of_weights(truth, factors, ignore_index)
-    else:
-        truth = truth.astype(array.dtype, copy=False)
-        divisor = float(np.prod(rows))
-    scale = 1.0
-    if reduction == "mean":
-        scale = 1.0 / divisor if divisor else 0.0
-    loss = backend.empty(rows, array.dtype, array)
-    grad = check.target_for(grad_out, array, backend) if with_grad else None
+        count = backend.sum_of_weights(truth, factors, ignore_index)
+    divisor = _divisor(reduction, count)
+    loss = backend.empty(rows, wanted if reduction == "none" else _wide(wanted), array)
     if array.size:
         backend.cross_entropy(
-            array, truth, axis, factors, ignore_index, smoothing, temperature, loss, grad, scale
+            array, truth, axis, factors, ignore_index, smoothing, temperature, loss, grad,
+            1 / divisor if divisor else 0.0,
         )
     else:
         loss[...] = 0
-    value = _reduce(backend, loss, reduction, divisor, wanted, None)
-    if grad is not None:
-        grad = check.deliver(backend, grad, wanted, grad_out, logits)
-    return value, grad
+    if reduction == "none":
+        value = backend.wrap(loss, None)
+    else:
+        value = _reduced(backend.sum(loss), divisor, wanted)
+    return value, backend.wrap(grad, logits) if with_grad and grad_out is None else grad
+
+
+def _wide(dtype: Any) -> Any:
+    """The dtype that losses are added in: not a half precision."""
+    return np.dtype(np.float32) if dtype.itemsize == 2 else dtype
 
 
 def _binary_cross_entropy(
@@ -326,32 +326,30 @@ def _binary_cross_entropy(
 ) -> tuple[Any, Any]:
     _check_reduction(reduction)
     backend = backend_of(logits=logits, target=target, weight=weight, pos_weight=pos_weight)
-    array, wanted = check.convert(backend.as_array(logits), None)
-    truth = backend.as_array(target)
+    array, truth = backend.as_array(logits), backend.as_array(target)
+    wanted = check.choose_dtype(array, None)
     check.result_dtype(truth.dtype)
     if truth.shape != array.shape:
         raise ValueError(
             f"target must have the shape of the logits {array.shape}, got {truth.shape}"
         )
-    if not ((truth >= 0) & (truth <= 1)).all():
+    if truth.size and not (truth.min() >= 0 and truth.max() <= 1):
         raise ValueError("target must be in [0, 1] and not NaN")
-    truth = truth.astype(array.dtype, copy=False)
     weights = _check_factor(backend, weight, array, "weight")
     pos_weights = _check_factor(backend, pos_weight, array, "pos_weight")
-    if grad_out is not None:
-        check.check_out(grad_out, array.shape, wanted, backend, "grad_out")
+    grad = None
+    if with_grad:
+        grad = check.output(grad_out, array.shape, wanted, backend, array, "grad_out")
 
-    scale = 1.0
-    if reduction == "mean":
-        scale = 1.0 / array.size if array.size else 0.0
-    loss = backend.empty(array.shape, array.dtype, array)
-    grad = check.target_for(grad_out, array, backend) if with_grad else None
+    divisor = _divisor(reduction, float(array.size))
+    loss = backend.empty(array.shape, wanted, array) if reduction == "none" else None
+    total = 0.0
     if array.size:
-        backend.binary_cross_entropy(array, truth, weights, pos_weights, loss, grad, scale)
-    value = _reduce(backend, loss, reduction, array.size, wanted, logits)
-    if grad is not None:
-        grad = check.deliver(backend, grad, wanted, grad_out, logits)
-    return value, grad
+        total = backend.binary_cross_entropy(
+            array, truth, weights, pos_weights, loss, grad, 1 / divisor
+        )
+    value = _reduced(total, divisor, wanted) if loss is None else backend.wrap(loss, logits)
+    return value, backend.wrap(grad, logits) if with_grad and grad_out is None else grad
 
 
 def _check_factor(backend: Backend, factor: Any, array: Array, name: str) -> Array | None:
@@ -362,9 +360,7 @@ def _check_factor(backend: Backend, factor: Any, array: Array, name: str) -> Arr
     if values.dtype.kind not in "biuf":
         raise TypeError(f"{name} must be real, got {values.dtype.name}")
     try:
-        return backend.namespace.broadcast_to(
-            values.astype(array.dtype, copy=False), array.shape
-        )
+        return backend.namespace.broadcast_to(values, array.shape)
     except ValueError:
         raise ValueError(
             f"{name} must broadcast to the shape of the logits {array.shape}, got {values.shape}"

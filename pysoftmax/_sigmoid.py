@@ -75,10 +75,8 @@ def log_sigmoid(x: Any, *, dtype: Any = None, out: Any = None) -> Any:
 
 def _map(name: str, x: Any, dtype: Any, out: Any) -> Any:
     backend = backend_of(x=x)
-    array, wanted = check.convert(backend.as_array(x), dtype)
-    if out is not None:
-        check.check_out(out, array.shape, wanted, backend)
-    target = check.target_for(out, array, backend)
+    array = backend.as_array(x)
+    result = check.output(out, array.shape, check.choose_dtype(array, dtype), backend, array)
     if array.size:
-        getattr(backend, name)(array, target)
-    return check.deliver(backend, target, wanted, out, x)
+        getattr(backend, name)(array, result)
+    return backend.wrap(result, x) if out is None else out

@@ -288,16 +288,13 @@ def _map(
     """softmax or log_softmax of anything."""
     backend = backend_of(x=x, where=where)
     array, where = _masked(backend, x, where)
-    array, wanted = check.convert(array, dtype)
     axes = check.normalize_axes(axis, array.ndim)
     temperature = check.check_temperature(temperature, check.reduced_shape(array.shape, axes))
     where = check.check_where(where, array.shape, backend)
-    if out is not None:
-        check.check_out(out, array.shape, wanted, backend)
-    target = check.target_for(out, array, backend)
+    result = check.output(out, array.shape, check.choose_dtype(array, dtype), backend, array)
     if array.size:
-        getattr(backend, name)(array, axes, target, where, temperature)
-    return check.deliver(backend, target, wanted, out, x)
+        getattr(backend, name)(array, axes, result, where, temperature)
+    return backend.wrap(result, x) if out is None else out
 
 
 def _masked(backend: Backend, x: Any, where: Any) -> tuple[Array, Any]:
@@ -322,31 +319,28 @@ def _logsumexp(
             array, np.broadcast_shapes(array.shape, factor.shape)
         )
         factor = backend.namespace.broadcast_to(factor, array.shape)
-    array, wanted = check.convert(array, dtype)
+    wanted = check.choose_dtype(array, dtype)
     axes = check.normalize_axes(axis, array.ndim)
     where = check.check_where(where, array.shape, backend)
     shape = check.reduced_shape(array.shape, axes, keepdims)
-    if out is not None:
-        check.check_out(out, shape, wanted, backend)
-    reduced = check.reduced_shape(array.shape, axes)
+    result = check.output(out, shape, wanted, backend, array)
     if b is None:
-        result, sign = _log_of_sum(backend, array, axes, where, reduced), None
+        value, sign = _log_of_sum(backend, array, wanted, axes, where), None
     else:
-        result, sign = _log_of_weighted_sum(backend, array, axes, factor, where, reduced)
+        value, sign = _log_of_weighted_sum(backend, array, wanted, axes, factor, where)
     if return_sign and sign is None:
-        sign = backend.namespace.ones_like(result)
+        sign = backend.namespace.ones_like(value)
     elif sign is not None and not return_sign:
-        result[sign < 0] = np.nan
-    value = check.deliver(backend, result.reshape(shape), wanted, out, None)
-    if not return_sign:
-        return value
-    return value, check.deliver(backend, sign.reshape(shape), wanted, None, None)
+        value[sign < 0] = np.nan
+    result[...] = value.reshape(shape)
+    result = backend.wrap_reduced(result, x, axes) if out is None else out
+    return (result, backend.wrap(sign.reshape(shape), None)) if return_sign else result
 
 
 def _log_of_sum(
-    backend: Backend, array: Array, axes: tuple[int, ...], where: Any, reduced: tuple[int, ...]
+    backend: Backend, array: Array, dtype: Any, axes: tuple[int, ...], where: Any
 ) -> Array:
-    result = backend.empty(reduced, array.dtype, array)
+    result = backend.empty(check.reduced_shape(array.shape, axes), dtype, array)
     if array.size:
         backend.logsumexp(array, axes, result, where)
     else:
@@ -355,29 +349,32 @@ def _log_of_sum(
 
 
 def _log_of_weighted_sum(
-    backend: Backend, array: Array, axes: tuple[int, ...], factor: Array, where: Any,
-    reduced: tuple[int, ...],
+    backend: Backend, array: Array, dtype: Any, axes: tuple[int, ...], factor: Array, where: Any
 ) -> tuple[Array, Array]:
     """log |sum b exp(x)| and the sum's sign, as logsumexp + log |sum b softmax|."""
     xp = backend.namespace
+    wide = dtype if dtype.itemsize > 2 else np.dtype(np.float32)
     takes_part = factor != 0 if where is None else (factor != 0) & where
-    lse = _log_of_sum(backend, array, axes, takes_part, reduced)
-    weights = backend.empty(array.shape, array.dtype, array)
+    lse = _log_of_sum(backend, array, wide, axes, takes_part)
+    weights = backend.empty(array.shape, wide, array)
     if array.size:
         backend.softmax(array, axes, weights, takes_part, 1.0)
     # Rows with +inf: only the infinite terms count, each as much as its factor.
     infinite = xp.broadcast_to(xp.expand_dims(lse, axes) == np.inf, array.shape)
-    weights = xp.where(infinite, (array == np.inf) & takes_part, weights)
-    # A factor of NaN or inf must not meet the 0 of a masked term.
-    terms = xp.where(takes_part, factor.astype(np.float64), 0.0) * weights
-    total = terms.sum(axis=axes)
+    weights = xp.where(infinite, (array == np.inf) & takes_part, weights).astype(wide)
+    total = backend.empty(lse.shape, wide, array)
+    if array.size:
+        # A factor of NaN or inf must not meet the 0 of a masked term.
+        backend.dot(xp.where(takes_part, factor, 0).astype(wide), weights, axes, total)
+    else:
+        total[...] = 0
     with np.errstate(divide="ignore", invalid="ignore"):
-        result = xp.asarray((lse + xp.log(abs(total))).astype(array.dtype))
+        value = xp.asarray((lse + xp.log(abs(total))).astype(dtype))
     empty = lse == -np.inf
-    sign = xp.asarray(xp.sign(total).astype(array.dtype))
-    result[empty] = -np.inf
+    sign = xp.asarray(xp.sign(total).astype(dtype))
+    value[empty] = -np.inf
     sign[empty] = 0
-    return result, sign
+    return value, sign
 
 
 def _vjp(
@@ -391,16 +388,12 @@ def _vjp(
             f"grad_output must have the shape of the forward result {array.shape}, "
             f"got {grad.shape}"
         )
-    array, wanted = check.convert(array, None)
     check.result_dtype(grad.dtype)
-    grad = grad.astype(array.dtype, copy=False)
     axes = check.normalize_axes(axis, array.ndim)
     temperature = check.check_temperature(
         temperature, check.reduced_shape(array.shape, axes), gradient=True
     )
-    if out is not None:
-        check.check_out(out, array.shape, wanted, backend)
-    target = check.target_for(out, array, backend)
+    result = check.output(out, array.shape, check.choose_dtype(array, None), backend, array)
     if array.size:
-        getattr(backend, name)(grad, array, axes, temperature, target)
-    return check.deliver(backend, target, wanted, out, values)
+        getattr(backend, name)(grad, array, axes, temperature, result)
+    return backend.wrap(result, values) if out is None else out

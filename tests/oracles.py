@@ -162,7 +162,12 @@ def cross_entropy(
     pull, push = p * others, u * complement(row)
     t = arithmetic.asarray(temperature)[..., None]
     gradient = (pull - push) / t
-    scale = np.broadcast_to(((pull + push) / t).max(axis=-1, keepdims=True), gradient.shape)
+    if target.dtype.kind in "iu" and label_smoothing == 0:
+        terms = pull + push
+    else:
+        # Q p and q are subtracted: where they nearly agree no finite precision helps.
+        terms = p * u.sum(axis=-1, keepdims=True) + u
+    scale = np.broadcast_to((terms / t).max(axis=-1, keepdims=True), gradient.shape)
     return types.SimpleNamespace(loss=loss, gradient=gradient, scale=scale, divisor=divisor)
 
 

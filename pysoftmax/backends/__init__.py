@@ -22,11 +22,12 @@ Array = Any
 class Backend(Protocol):
     """What a backend module provides.
 
-    Every ``x``, ``out`` and target below is an array of the backend's library. ``axis`` is a
-    tuple of distinct non-negative ints in ascending order, the axes that are reduced together.
-    ``temperature`` is a float, or an array of float64 with the shape of the reduced result.
-    ``where`` is None or a bool array of the shape of ``x``. ``out`` has the shape and dtype
-    of ``x``; it may be ``x`` or overlap it in any way.
+    Every ``x``, ``out`` and target below is an array of the backend's library, not empty, of
+    any accepted dtype. ``axis`` is a tuple of distinct non-negative ints in ascending order,
+    the axes that are reduced together. ``temperature`` is a float, or an array of float64
+    with the shape of the reduced result. ``where`` is None or a bool array of the shape of
+    ``x``. ``out`` has the shape of ``x`` (or the reduced one); its dtype, one of the floats,
+    says what ``x`` is converted to first. It may be ``x`` or overlap it in any way.
     """
 
     name: str
@@ -48,6 +49,9 @@ class Backend(Protocol):
     def can_be_written(self, out: Any) -> bool:
         """Whether `out` is an array to write to."""
 
+    def wrap_reduced(self, result: Array, like: Any, axis: tuple[int, ...]) -> Any:
+        """`result`, without `axis` or with that kept, in the type of the caller's `like`."""
+
     def empty(self, shape: tuple[int, ...], dtype: Any, like: Array) -> Array:
         """An uninitialised array, on the device of `like`."""
 
@@ -65,7 +69,7 @@ class Backend(Protocol):
 
     def cross_entropy(self, logits: Array, target: Array, axis: int, weight: Array | None,
                       ignore_index: int, label_smoothing: float, temperature: Any,
-                      loss: Array, grad: Array | None, scale: Any) -> None:
+                      loss: Array, grad: Array | None, scale: float) -> None:
         """One loss per row into `loss` and, unless None, `scale` times its gradient."""
 
     def check_labels(self, target: Array, classes: int, ignore_index: int) -> None:
@@ -73,6 +77,9 @@ class Backend(Protocol):
 
     def sum_of_weights(self, target: Array, weight: Array | None, ignore_index: int) -> float:
         """What a mean over class-index targets divides by."""
+
+    def dot(self, x: Array, y: Array, axis: tuple[int, ...], out: Array) -> None:
+        """Sum of products into `out`, of the reduced shape, in the contract's order."""
 
     def sum(self, x: Array) -> float:
         """Sum of all elements in the order of the numeric contract."""
@@ -84,9 +91,12 @@ class Backend(Protocol):
         """log sigmoid(x) into `out`."""
 
     def binary_cross_entropy(self, logits: Array, target: Array, weight: Array | None,
-                             pos_weight: Array | None, loss: Array, grad: Array | None,
-                             scale: Any) -> None:
-        """One loss per element into `loss` and, unless None, `scale` times its gradient."""
+                             pos_weight: Array | None, loss: Array | None,
+                             grad: Array | None, scale: float) -> float:
+        """One loss per element into `loss`, or if that is None return their sum.
+
+        Unless `grad` is None, `scale` times the gradient goes there.
+        """
 
     def softmax_vjp(self, grad_output: Array, probabilities: Array, axis: tuple[int, ...],
                     temperature: Any, out: Array) -> None:

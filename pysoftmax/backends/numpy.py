@@ -2,6 +2,7 @@
 
 import array as array_module
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,10 @@ namespace = np
 
 # The operations of src/cpu/kernels.h.
 (SOFTMAX, LOG_SOFTMAX, LOGSUMEXP, CROSS_ENTROPY, CROSS_ENTROPY_WITH_GRAD, SOFTMAX_VJP,
- LOG_SOFTMAX_VJP) = range(7)
+ LOG_SOFTMAX_VJP, DOT) = range(8)
+
+# Elements converted at a time, where the kernels' real type is not the array's.
+SLAB = 1 << 18
 
 TARGET_VARIABLE = "PYSOFTMAX_CPU_TARGET"
 
@@ -67,10 +71,18 @@ def mask_of(x: Any) -> Array | None:
 def wrap(result: Array, like: Any) -> Any:
     """`result` in the type of `like`, or as a scalar where it has no dimension."""
     if isinstance(like, np.ma.MaskedArray):
-        return np.ma.array(result, mask=np.ma.getmask(like), copy=False)
+        return np.ma.array(result, mask=np.ma.getmaskarray(like), copy=False)
     if type(like) is not np.ndarray and hasattr(like, "__array_wrap__") and np.ndim(result):
         return like.__array_wrap__(result, None, False)
     return result[()] if result.ndim == 0 else result
+
+
+def wrap_reduced(result: Array, like: Any, axis: tuple[int, ...]) -> Any:
+    """`result` of a reduction; of a masked array masked where all of a row is."""
+    if isinstance(like, np.ma.MaskedArray):
+        mask = np.ma.getmaskarray(like).all(axis=axis)
+        return np.ma.array(result, mask=mask.reshape(result.shape), copy=False)
+    return wrap(result, None)
 
 
 def can_be_written(out: Any) -> bool:
@@ -102,8 +114,16 @@ def _rows(array: Array, axes: tuple[int, ...]) -> Array:
     return together.reshape(-1, count, 1)
 
 
-def _aligned(array: Array) -> Array:
-    """An array the kernels can read: native byte order (by the caller) and aligned."""
+def _real(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """What the kernels compute a result of `dtype` in: the half precisions in float32."""
+    return np.dtype(np.float32) if dtype.itemsize == 2 else dtype.newbyteorder("=")
+
+
+def _computable(array: Array, wanted: np.dtype[Any]) -> Array:
+    """`array` converted to `wanted`, in a form that the kernels read: aligned and native."""
+    real = _real(wanted)
+    if array.dtype != real:
+        array = array.astype(wanted, copy=False).astype(real, copy=False)
     return array if array.flags.aligned else array.copy()
 
 
@@ -115,53 +135,78 @@ def _is_same(a: Array, b: Array) -> bool:
     )
 
 
+def _apart(out: Array, *inputs: Array | None) -> bool:
+    """Whether `out` may be written while the inputs are read: one may be `out` itself."""
+    shared = [i for i in inputs if i is not None and np.may_share_memory(i, out)]
+    return not shared or (len(shared) == 1 and _is_same(shared[0], out))
+
+
 class _Output:
     """A view (outer, n, inner) of `out` that the kernels may write to while reading `inputs`.
 
-    Where there is none, because of strides, alignment or overlap, a new array stands in and
-    `finish` copies it.
+    Where there is none, because of dtype, strides, alignment or overlap, a new array stands
+    in and `finish` copies it.
     """
 
     def __init__(self, out: Array, axes: tuple[int, ...], *inputs: Array | None) -> None:
-        view = _rows(out, axes)
-        self.out = out
-        self.axes = axes
-        reads = [i for i in inputs if i is not None and np.may_share_memory(i, out)]
-        in_place = len(reads) == 1 and _is_same(reads[0], out)
+        self.out, self.axes = out, axes
+        self.view = _rows(out, axes)
         self.direct = (
-            out.flags.aligned and np.may_share_memory(view, out) and (in_place or not reads)
+            out.dtype == _real(out.dtype) and out.flags.aligned
+            and np.may_share_memory(self.view, out) and _apart(out, *inputs)
         )
-        self.view = view if self.direct else _rows(np.empty(out.shape, out.dtype), axes)
+        if not self.direct:
+            self.view = _rows(np.empty(out.shape, _real(out.dtype)), axes)
 
     def finish(self) -> None:
-        if not self.direct:
-            _scatter(self.view, self.out, self.axes)
-
-
-def _scatter(rows: Array, out: Array, axes: tuple[int, ...]) -> None:
-    """Copy (outer, n, inner) back into an array of any shape."""
-    if axes and axes[-1] - axes[0] + 1 != len(axes):
-        shape = np.moveaxis(out, axes, range(out.ndim - len(axes), out.ndim)).shape
-        out[...] = np.moveaxis(
-            rows.reshape(shape), range(out.ndim - len(axes), out.ndim), axes
-        )
-    else:
+        if self.direct:
+            return
+        rows, out, axes = self.view, self.out, self.axes
+        if axes and axes[-1] - axes[0] + 1 != len(axes):
+            last = range(out.ndim - len(axes), out.ndim)
+            rows = np.moveaxis(rows.reshape(np.moveaxis(out, axes, last).shape), last, axes)
         out[...] = rows.reshape(out.shape)
 
 
-def _temperatures(temperature: Any) -> Array | None:
+def _row_output(out: Array, *inputs: Array | None) -> Array:
+    """A contiguous array for one value per row: `out` itself where that is safe."""
+    if (
+        out.dtype == _real(out.dtype) and out.flags.c_contiguous and out.flags.aligned
+        and not any(i is not None and np.may_share_memory(i, out) for i in inputs)
+    ):
+        return out
+    return np.empty(out.shape, _real(out.dtype))
+
+
+def _temperatures(temperature: Any, *outputs: Array | None) -> Array | None:
     """Temperatures in the order of the rows; None for 1."""
     if isinstance(temperature, float):
         return None if temperature == 1.0 else np.array([temperature])
-    return np.ascontiguousarray(temperature, dtype=np.float64).reshape(-1)
+    values = np.ascontiguousarray(temperature, dtype=np.float64).reshape(-1)
+    overlaps = any(o is not None and np.may_share_memory(values, o) for o in outputs)
+    return values.copy() if overlaps else values
 
 
-def _contiguous_rows(out: Array, *inputs: Array | None) -> Array:
-    """A contiguous array for one value per row: `out` itself where that is safe."""
-    safe = out.flags.c_contiguous and out.flags.aligned and not any(
-        i is not None and np.may_share_memory(i, out) for i in inputs
-    )
-    return out if safe else np.empty(out.shape, out.dtype)
+Slabs = Iterator[tuple[tuple[slice, ...], tuple[slice, ...]]]
+
+
+def _slabs(x: Array, out: Array, axes: tuple[int, ...], *inputs: Array | None) -> Slabs:
+    """Parts of `x` to compute one after the other, as an index and one into reduced arrays.
+
+    An array that must be converted is taken in parts along an axis that is not reduced, so
+    that no converted copy of all of it is ever held. Otherwise it is a single part.
+    """
+    free = [i for i, n in enumerate(x.shape) if i not in axes and n > 1]
+    convert = x.dtype != _real(out.dtype) or out.dtype != _real(out.dtype)
+    if not convert or not free or x.size <= SLAB or not _apart(out, x, *inputs):
+        yield (), ()
+        return
+    axis = free[0]
+    before = axis - len([i for i in axes if i < axis])
+    step = max(1, SLAB * x.shape[axis] // x.size)
+    for begin in range(0, x.shape[axis], step):
+        part = slice(begin, begin + step)
+        yield (slice(None),) * axis + (part,), (slice(None),) * before + (part,)
 
 
 # -------------------------------------------------------------------------------- functions
@@ -171,14 +216,17 @@ def _map(
     operation: int, x: Array, axis: tuple[int, ...], out: Array, where: Array | None,
     temperature: Any,
 ) -> None:
-    x = _aligned(x)
-    mask = None if where is None else _rows(where, axis)
-    degrees = _temperatures(temperature)
-    if degrees is not None and np.may_share_memory(degrees, out):
-        degrees = degrees.copy()
-    output = _Output(out, axis, x, where)
-    cpu.run_rows(operation, _rows(x, axis), out=output.view, mask=mask, temperature=degrees)
-    output.finish()
+    for part, rows in _slabs(x, out, axis, where):
+        mask = None if where is None else where[part]
+        degrees = temperature if isinstance(temperature, float) else temperature[rows]
+        source = _computable(x[part], out.dtype)
+        output = _Output(out[part], axis, source, mask)
+        cpu.run_rows(
+            operation, _rows(source, axis), out=output.view,
+            mask=None if mask is None else _rows(mask, axis),
+            temperature=_temperatures(degrees, out),
+        )
+        output.finish()
 
 
 def softmax(
@@ -194,40 +242,63 @@ def log_softmax(
 
 
 def logsumexp(x: Array, axis: tuple[int, ...], out: Array, where: Array | None) -> None:
-    mask = None if where is None else _rows(where, axis)
-    row_out = _contiguous_rows(out, x, where)
-    cpu.run_rows(LOGSUMEXP, _rows(_aligned(x), axis), row_out=row_out, mask=mask)
-    if row_out is not out:
-        out[...] = row_out
+    result = _row_output(out, x, where)
+    for part, rows in _slabs(x, out, axis, where):
+        mask = None if where is None else _rows(where[part], axis)
+        # A part of a contiguous array is contiguous only along its first axis.
+        target = result if not rows else np.empty(result[rows].shape, result.dtype)
+        cpu.run_rows(LOGSUMEXP, _rows(_computable(x[part], out.dtype), axis), row_out=target,
+                     mask=mask)
+        if rows:
+            result[rows] = target
+    if result is not out:
+        out[...] = result
+
+
+def dot(x: Array, y: Array, axis: tuple[int, ...], out: Array) -> None:
+    result = _row_output(out, x, y)
+    cpu.run_rows(DOT, _rows(_computable(x, out.dtype), axis),
+                 y=_rows(_computable(y, out.dtype), axis), row_out=result)
+    if result is not out:
+        out[...] = result
 
 
 def cross_entropy(
     logits: Array, target: Array, axis: int, weight: Array | None, ignore_index: int,
-    label_smoothing: float, temperature: Any, loss: Array, grad: Array | None, scale: Any,
+    label_smoothing: float, temperature: Any, loss: Array, grad: Array | None, scale: float,
 ) -> None:
     axes = (axis,)
-    logits = _aligned(logits)
+    wanted = loss.dtype if grad is None else grad.dtype
+    logits = _computable(logits, wanted)
     labels = _labels(target) if target.dtype.kind in "iu" else None
-    probabilities = None if labels is not None else _rows(_aligned(target), axes)
+    probabilities = None
+    if labels is None:
+        probabilities = _rows(_computable(target, logits.dtype), axes)
     output = None if grad is None else _Output(grad, axes, logits, probabilities)
+    row_out = _row_output(loss)
     cpu.run_rows(
         CROSS_ENTROPY if output is None else CROSS_ENTROPY_WITH_GRAD,
         _rows(logits, axes),
         out=None if output is None else output.view,
-        row_out=loss,
+        row_out=row_out,
         y=probabilities,
-        temperature=_temperatures(temperature),
+        temperature=_temperatures(temperature, grad),
         target=labels,
         ignore_index=ignore_index,
         class_weight=None if weight is None else np.ascontiguousarray(weight),
         label_smoothing=label_smoothing,
         gradient_scale=scale,
     )
+    if row_out is not loss:
+        loss[...] = row_out
     if output is not None:
         output.finish()
 
 
 def _labels(target: Array) -> Array:
+    if target.dtype == np.uint64:
+        # So that a huge label stays out of range instead of wrapping.
+        target = np.minimum(target, np.uint64(np.iinfo(np.int64).max))
     return np.ascontiguousarray(target, dtype=np.int64)
 
 
@@ -236,10 +307,10 @@ def check_labels(target: Array, classes: int, ignore_index: int) -> None:
     if position < 0:
         return
     index = tuple(int(i) for i in np.unravel_index(position, target.shape))
-    where = index[0] if len(index) == 1 else index
+    place = f"target[{', '.join(map(str, index))}]" if index else "target"
     raise IndexError(
-        f"target[{', '.join(map(str, index))}] is {target[index]}: class labels must be in "
-        f"[0, {classes}) or ignore_index={ignore_index} (first at {where})"
+        f"{place} is {target[index]}: class labels must be in [0, {classes}), "
+        f"or ignore_index={ignore_index}"
     )
 
 
@@ -248,7 +319,7 @@ def sum_of_weights(target: Array, weight: Array | None, ignore_index: int) -> fl
 
 
 def sum(x: Array) -> float:
-    return cpu.total(x)
+    return cpu.total(np.ascontiguousarray(_computable(x, x.dtype)))
 
 
 def sigmoid(x: Array, out: Array) -> None:
@@ -259,35 +330,49 @@ def log_sigmoid(x: Array, out: Array) -> None:
     _elementwise(cpu.log_sigmoid, x, out)
 
 
+def _contiguous(array: Array, wanted: np.dtype[Any]) -> Array:
+    return np.ascontiguousarray(_computable(array, wanted)).reshape(array.shape)
+
+
 def _elementwise(function: Any, x: Array, out: Array) -> None:
-    source = np.ascontiguousarray(_aligned(x))
-    direct = out.flags.c_contiguous and out.flags.aligned and (
-        not np.may_share_memory(source, out) or _is_same(source, out)
-    )
-    result = out if direct else np.empty(out.shape, out.dtype)
-    function(source, result)
-    if result is not out:
-        out[...] = result
+    for part, _ in _slabs(x, out, ()):
+        source, target = _contiguous(x[part], out.dtype), out[part]
+        result = _flat_output(target, source)
+        function(source, result)
+        if result is not target:
+            target[...] = result
+
+
+def _flat_output(out: Array, *inputs: Array | None) -> Array:
+    """A contiguous array of the shape of `out`: `out` itself where that is safe."""
+    if (
+        out.dtype == _real(out.dtype) and out.flags.c_contiguous and out.flags.aligned
+        and _apart(out, *inputs)
+    ):
+        return out
+    return np.empty(out.shape, _real(out.dtype))
 
 
 def binary_cross_entropy(
-    logits: Array, target: Array, weight: Array | None, pos_weight: Array | None, loss: Array,
-    grad: Array | None, scale: Any,
-) -> None:
-    inputs = [
-        None if a is None else np.ascontiguousarray(_aligned(a))
-        for a in (logits, target, weight, pos_weight)
+    logits: Array, target: Array, weight: Array | None, pos_weight: Array | None,
+    loss: Array | None, grad: Array | None, scale: float,
+) -> float:
+    wanted = next((o.dtype for o in (loss, grad) if o is not None), None)
+    if wanted is None:
+        wanted = np.result_type(logits.dtype, np.float32)
+    inputs = [_contiguous(logits, wanted)]
+    inputs += [
+        None if a is None else _contiguous(a, inputs[0].dtype)
+        for a in (target, weight, pos_weight)
     ]
-    result = grad
-    if grad is not None:
-        direct = grad.flags.c_contiguous and grad.flags.aligned and not any(
-            a is not None and np.may_share_memory(a, grad) and not _is_same(a, grad)
-            for a in inputs
-        )
-        result = grad if direct else np.empty(grad.shape, grad.dtype)
-    cpu.binary_cross_entropy(*inputs, loss, result, scale)
-    if grad is not None and result is not grad:
-        grad[...] = result
+    grads = None if grad is None else _flat_output(grad, *inputs)
+    losses = None if loss is None else _flat_output(loss)
+    total = cpu.binary_cross_entropy(*inputs, losses, grads, scale)
+    if grad is not None and grads is not grad:
+        grad[...] = grads
+    if loss is not None and losses is not loss:
+        loss[...] = losses
+    return total
 
 
 def softmax_vjp(
@@ -308,10 +393,11 @@ def _vjp(
     operation: int, grad_output: Array, values: Array, axis: tuple[int, ...], temperature: Any,
     out: Array,
 ) -> None:
-    values, grad_output = _aligned(values), _aligned(grad_output)
+    values = _computable(values, out.dtype)
+    grad_output = _computable(grad_output, values.dtype)
     output = _Output(out, axis, values, grad_output)
     cpu.run_rows(
         operation, _rows(values, axis), y=_rows(grad_output, axis), out=output.view,
-        temperature=_temperatures(temperature),
+        temperature=_temperatures(temperature, out),
     )
     output.finish()

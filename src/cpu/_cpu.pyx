@@ -200,8 +200,8 @@ cdef int shared_row(Table table, Operation op, const Task *task, Py_ssize_t row,
             maxima[piece] = table.piece_max(task, row, piece)
         for piece in range(pieces):
             start = max(start, maxima[piece])
-        # In place a sweep that gives up has already overwritten some of x.
-        missed = not fabs(start) <= 1048576.0
+        # In place a sweep that gives up would have overwritten some of x already.
+        missed = not fabs(start) <= table.anchor
     if not missed:
         for piece in prange(pieces, num_threads=threads, schedule="static"):
             missed |= not table.sweep_piece(op, task, row, piece, start, &partials[piece],
@@ -371,21 +371,70 @@ cdef void over_elements(ElementFunction function, const char *x, char *out, Py_s
             function(x + begin * itemsize, out + begin * itemsize, end - begin)
 
 
+# Elements whose losses are held at once where only their sum is wanted: a power of two of
+# the contract's chunks, so that the sums of such parts are nodes of its tree.
+cdef Py_ssize_t LOSS_PART = 1 << 14
+
+
+cdef double part_of_loss(Table table, Py_ssize_t part, Py_ssize_t n, Py_ssize_t itemsize,
+                         const char *x, const char *y, const char *weight,
+                         const char *pos_weight, char *loss, char *grad,
+                         double scale) noexcept nogil:
+    """Losses of one part; their sum where they have no place of their own."""
+    cdef double[1 << 14] scratch
+    cdef Py_ssize_t begin = part * LOSS_PART, offset = begin * itemsize
+    cdef Py_ssize_t count = min(n - begin, LOSS_PART)
+    cdef char *target = loss + offset if loss != NULL else <char *>scratch
+    table.binary_cross_entropy(
+        x + offset, y + offset, weight + offset if weight != NULL else NULL,
+        pos_weight + offset if pos_weight != NULL else NULL, target,
+        grad + offset if grad != NULL else NULL, scale, count)
+    return 0 if loss != NULL else table.sum(target, count)
+
+
 def binary_cross_entropy(cnp.ndarray x not None, cnp.ndarray y not None, cnp.ndarray weight,
-                         cnp.ndarray pos_weight, cnp.ndarray loss not None, cnp.ndarray grad,
+                         cnp.ndarray pos_weight, cnp.ndarray loss, cnp.ndarray grad,
                          double scale):
-    """Contiguous arrays of one real type and size, or None."""
+    """Contiguous arrays of one real type and size, or None; the sum if loss is None."""
     cdef Table table = table_of(x)
-    cdef Py_ssize_t n = cnp.PyArray_SIZE(x)
-    cdef void *x_data = cnp.PyArray_DATA(x)
-    cdef void *y_data = cnp.PyArray_DATA(y)
-    cdef void *weight_data = data_or_null(weight)
-    cdef void *pos_weight_data = data_or_null(pos_weight)
-    cdef void *loss_data = cnp.PyArray_DATA(loss)
-    cdef void *grad_data = data_or_null(grad)
+    cdef Py_ssize_t n = cnp.PyArray_SIZE(x), itemsize = cnp.PyArray_ITEMSIZE(x), part
+    cdef Py_ssize_t parts = (n + LOSS_PART - 1) // LOSS_PART, bits
+    cdef char *x_data = <char *>cnp.PyArray_DATA(x)
+    cdef char *y_data = <char *>cnp.PyArray_DATA(y)
+    cdef char *weight_data = <char *>data_or_null(weight)
+    cdef char *pos_weight_data = <char *>data_or_null(pos_weight)
+    cdef char *loss_data = <char *>data_or_null(loss)
+    cdef char *grad_data = <char *>data_or_null(grad)
+    cdef double *sums = <double *>malloc(parts * sizeof(double))
+    cdef int threads = threads_for(n), depth = 0
+    cdef double result
+    if sums == NULL:
+        raise MemoryError("pysoftmax: no memory for partial sums")
+    if threads > 1:
+        mark_openmp_used()
     with nogil:
-        table.binary_cross_entropy(x_data, y_data, weight_data, pos_weight_data, loss_data,
-                                   grad_data, scale, n)
+        if threads > 1:
+            for part in prange(parts, num_threads=threads, schedule="static"):
+                sums[part] = part_of_loss(table, part, n, itemsize, x_data, y_data, weight_data,
+                                          pos_weight_data, loss_data, grad_data, scale)
+        else:
+            for part in range(parts):
+                sums[part] = part_of_loss(table, part, n, itemsize, x_data, y_data, weight_data,
+                                          pos_weight_data, loss_data, grad_data, scale)
+        for part in range(parts):
+            sums[depth] = sums[part]
+            depth += 1
+            bits = part
+            while bits & 1:
+                depth -= 1
+                sums[depth - 1] += sums[depth]
+                bits >>= 1
+        while depth > 1:
+            depth -= 1
+            sums[depth - 1] += sums[depth]
+        result = sums[0] if parts > 0 else 0
+        free(sums)
+    return result
 
 
 def total(cnp.ndarray x not None):

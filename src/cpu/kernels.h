@@ -31,15 +31,17 @@ typedef enum {
     CROSS_ENTROPY_WITH_GRAD,
     SOFTMAX_VJP,
     LOG_SOFTMAX_VJP,
+    DOT,
     OPERATIONS
 } Operation;
 
 typedef struct {
     Operand x;      /* logits; for a vjp the probabilities or log-probabilities */
-    Operand y;      /* for a vjp grad_output; for a loss the target probabilities; or NULL */
+    Operand y;      /* for a vjp grad_output; for a loss the target probabilities; for dot
+                     * the other factor; or NULL */
     Operand out;    /* one value per element, or NULL */
     Operand mask;   /* bool, true where an element takes part; or NULL */
-    void *row_out;  /* one real per row (loss, logsumexp), rows in C order of (outer, inner) */
+    void *row_out;  /* one real per row (loss, logsumexp, dot), rows in C order of (outer, inner) */
     Py_ssize_t outer, n, inner;
 
     const double *temperature; /* one per row, or one for all (step 0) */
@@ -77,7 +79,7 @@ typedef struct {
 typedef int (*RangeFunction)(const Task *task, Py_ssize_t begin, Py_ssize_t end);
 
 typedef struct {
-    const char *target; /* "avx512", ... */
+    double anchor; /* rows whose largest |x / T| exceeds this are anchored (constants.h) */
     /* Rows [begin, end), numbered in C order of (outer, inner). */
     RangeFunction rows[OPERATIONS];
     /* Panels [begin, end) of panel_columns neighbours along a contiguous inner

@@ -10,8 +10,8 @@
  *
  * Every operation is one IEEE operation per lane, and every horizontal step adds
  * lanes in one fixed order, so all forms that have fma give the same bits. Where the
- * hardware has none, v_fma rounds twice, and v_reduce and v_product_error, on which
- * accuracy rests, are computed exactly by other means.
+ * hardware has none, v_fma rounds twice, and v_reduce, v_product_error and v_multiply, on
+ * which accuracy rests, are computed by other means.
  */
 #ifndef PYSOFTMAX_LANES_H
 #define PYSOFTMAX_LANES_H
@@ -221,13 +221,6 @@ INLINE vec v_add(vec x, vec y) { return x + y; }
 INLINE vec v_sub(vec x, vec y) { return x - y; }
 INLINE vec v_mul(vec x, vec y) { return x * y; }
 INLINE vec v_div(vec x, vec y) { return x / y; }
-INLINE real scalar_fma(real a, real b, real c) {
-#if PYSOFTMAX_DOUBLE
-    return fma(a, b, c);
-#else
-    return fmaf(a, b, c);
-#endif
-}
 #if defined(__aarch64__)
 #include <arm_neon.h>
 INLINE vec v_fma(vec x, vec y, vec z) {
@@ -244,7 +237,8 @@ INLINE vec v_fma(vec x, vec y, vec z) {
 }
 #elif HAS_FMA
 INLINE vec v_fma(vec x, vec y, vec z) {
-    for (int i = 0; i < VLEN; i++) z[i] = scalar_fma(x[i], y[i], z[i]);
+    for (int i = 0; i < VLEN; i++)
+        z[i] = PYSOFTMAX_DOUBLE ? fma(x[i], y[i], z[i]) : fmaf(x[i], y[i], z[i]);
     return z;
 }
 #else
@@ -294,31 +288,46 @@ INLINE real v_reduce_max(vec v) { REDUCE(max); }
 
 /* ------------------------------------------------- exact products, with and without fma */
 
-/* x - t * c, rounded once; t is an integer and c close to ln 2 or to its tail. */
-INLINE vec v_reduce(vec t, real c, vec x) {
 #if !defined(PYSOFTMAX_PORTABLE) || HAS_FMA
-    return v_fma(t, v_set1(-c), x);
-#elif PYSOFTMAX_DOUBLE
-    /* Veltkamp's split and Dekker's product (Dekker 1971); nothing here can overflow. */
-    const double splitter = 134217729.0, scaled_c = c * splitter;
-    const double c_high = scaled_c - (scaled_c - c), c_low = c - c_high;
-    vec scaled = t * splitter, high = scaled - (scaled - t), low = t - high, product = t * c;
-    vec error = ((high * c_high - product) + high * c_low + low * c_high) + low * c_low;
-    return (x - product) - error;
-#else
-    for (int i = 0; i < VLEN; i++) x[i] = (float)((double)x[i] - (double)t[i] * (double)c);
-    return x;
-#endif
-}
 
 /* a * b - product, exactly; product is a * b rounded. */
 INLINE vec v_product_error(vec a, vec b, vec product) {
-#if !defined(PYSOFTMAX_PORTABLE) || HAS_FMA
     return v_fma(a, b, v_sub(v_set1(0), product));
-#else
-    for (int i = 0; i < VLEN; i++) product[i] = scalar_fma(a[i], b[i], -product[i]);
-    return product;
-#endif
 }
+/* x - t * c, rounded once; t is an integer and c close to ln 2 or to its tail. */
+INLINE vec v_reduce(vec t, real c, vec x) { return v_fma(t, v_set1(-c), x); }
+/* a * (high + low), rounded once but for the last bits of low. */
+INLINE vec v_multiply(vec a, vec high, vec low) { return v_fma(a, high, v_mul(a, low)); }
+
+#else
+
+#if PYSOFTMAX_DOUBLE
+/* Veltkamp's split and Dekker's product (Dekker 1971), wrong only where 2^27 a overflows. */
+INLINE vec v_product_error(vec a, vec b, vec product) {
+    const double splitter = 134217729.0;
+    vec wide_a = a * splitter, high_a = wide_a - (wide_a - a), low_a = a - high_a;
+    vec wide_b = b * splitter, high_b = wide_b - (wide_b - b), low_b = b - high_b;
+    return ((high_a * high_b - product) + high_a * low_b + low_a * high_b) + low_a * low_b;
+}
+INLINE vec v_reduce(vec t, real c, vec x) {
+    vec product = t * c;
+    return (x - product) - v_product_error(t, v_set1(c), product);
+}
+#else
+INLINE vec v_product_error(vec a, vec b, vec product) {
+    for (int i = 0; i < VLEN; i++) product[i] = (float)((double)a[i] * b[i] - product[i]);
+    return product;
+}
+INLINE vec v_reduce(vec t, real c, vec x) {
+    for (int i = 0; i < VLEN; i++) x[i] = (float)((double)x[i] - (double)t[i] * c);
+    return x;
+}
+#endif
+INLINE vec v_multiply(vec a, vec high, vec low) {
+    vec product = a * high;
+    return product + (v_product_error(a, high, product) + a * low);
+}
+
+#endif
 
 #endif

@@ -29,6 +29,7 @@ cdef extern from "lanes.h" nogil:
     vec v_exponent_bits(vec s)
     vec v_reduce(vec t, real c, vec x)
     vec v_product_error(vec a, vec b, vec product)
+    vec v_multiply(vec a, vec high, vec low)
     real v_reduce_add(vec a)
     real v_reduce_max(vec a)
 

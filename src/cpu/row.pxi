@@ -38,8 +38,9 @@ cdef struct Sums:
 cdef inline bint stores_exp(int op) noexcept nogil:
     return op == SOFTMAX or op == CROSS_ENTROPY_WITH_GRAD
 
-cdef inline bint is_vjp(int op) noexcept nogil:
-    return op == SOFTMAX_VJP or op == LOG_SOFTMAX_VJP
+cdef inline bint is_product(int op) noexcept nogil:
+    """Operations whose sweep adds products of two operands and needs no exponential."""
+    return op == SOFTMAX_VJP or op == LOG_SOFTMAX_VJP or op == DOT
 
 cdef inline bint is_loss(int op) noexcept nogil:
     return op == CROSS_ENTROPY or op == CROSS_ENTROPY_WITH_GRAD
@@ -69,10 +70,10 @@ cdef inline vec add_element(int op, bint general, bint dense, vec x, vec y, cons
                             vec maximum, Sums *sums, int v) noexcept nogil:
     """Take one vector into the sums; its exponentials are returned."""
     cdef vec e = x
-    if op == SOFTMAX_VJP:
-        sums.dot[v] = v_fma(x, y, sums.dot[v])
-    elif op == LOG_SOFTMAX_VJP:
+    if op == LOG_SOFTMAX_VJP:
         sums.dot[v] = v_add(y, sums.dot[v])
+    elif is_product(op):
+        sums.dot[v] = v_fma(x, y, sums.dot[v])
     else:
         e = exp_scaled(general, x, scale)
         sums.rest[v] = v_add(sums.rest[v], v_zero_unless(v_ne(x, maximum), e))
@@ -105,7 +106,7 @@ cdef inline void add_chunk(int op, bint general, bint dense, const real *x, cons
         sums.q[v] = zero
     while i + LANES <= n:
         for v in range(4):
-            if dense or is_vjp(op):
+            if dense or is_product(op):
                 yv = v_load(y + i + v * VLEN)
             ev = add_element(op, general, dense, v_load(x + i + v * VLEN), yv, scale, maximum,
                              &sums, v)
@@ -116,15 +117,15 @@ cdef inline void add_chunk(int op, bint general, bint dense, const real *x, cons
         left = n - i - v * VLEN
         if left > 0:
             present = v_first(left)
-            if dense or is_vjp(op):
+            if dense or is_product(op):
                 yv = v_load_first(y + i + v * VLEN, present, zero)
             ev = add_element(op, general, dense,
                              v_load_first(x + i + v * VLEN, present,
-                                          zero if is_vjp(op) else lowest),
+                                          zero if is_product(op) else lowest),
                              yv, scale, maximum, &sums, v)
             if stores_exp(op):
                 v_store_first(e + i + v * VLEN, present, ev)
-    if is_vjp(op):
+    if is_product(op):
         chunk.dot = add_lanes(sums.dot)
     else:
         chunk.rest = add_lanes(sums.rest)
@@ -143,7 +144,7 @@ cdef inline void add_block(int op, bint general, bint dense, const real *x, cons
     cdef vec maximum = v_set1(<real>own_max)
     cdef int c, chunks = <int>((n + CHUNK - 1) // CHUNK)
     cdef Py_ssize_t begin
-    if not is_vjp(op):
+    if not is_product(op):
         set_scale(&scale, view, exponent)
     for c in range(4):
         chunk[c].rest = chunk[c].count = chunk[c].dot = chunk[c].q = 0
@@ -159,7 +160,7 @@ cdef inline void add_block(int op, bint general, bint dense, const real *x, cons
     block.dot = (chunk[0].dot + chunk[1].dot) + (chunk[2].dot + chunk[3].dot)
     block.q = (chunk[0].q + chunk[1].q) + (chunk[2].q + chunk[3].q)
     block.at_max = 0
-    if not is_vjp(op):
+    if not is_product(op):
         if own_max == -INFINITY:
             block.count = 0
             if dense and block.q > 0:
@@ -225,7 +226,7 @@ cdef inline bint sweep(int op, bint general, bint dense, const real *x, const re
     cdef double running = start_max, own = -INFINITY, exponent = 0
     for begin from 0 <= begin < n by BLOCK:
         length = min(n - begin, BLOCK)
-        if not is_vjp(op):
+        if not is_product(op):
             own = block_max(x + begin, length)
             if own > running:
                 running = own
@@ -270,11 +271,6 @@ cdef inline Factor divide(double numerator, double denominator) noexcept nogil:
     factor.high = <real>(numerator / denominator)
     factor.low = <real>(fma(-<double>factor.high, denominator, numerator) / denominator)
     return factor
-
-
-cdef inline vec multiply(vec e, vec high, vec low) noexcept nogil:
-    """e times a factor given as a pair."""
-    return v_fma(e, high, v_mul(e, low))
 
 
 cdef inline vec log_probability(bint general, vec x, vec m, vec beta_high, vec beta_low,
@@ -334,7 +330,7 @@ cdef inline void write(int op, bint general, bint dense, const real *x, const re
             if stores_exp(op):
                 if rescaled:
                     xv = v_mul(xv, scale)
-                result = multiply(xv, high, low)
+                result = v_multiply(xv, high, low)
                 if dense:
                     result = v_fma(m, v_load_first(y + i, present, v_set1(0)), result)
             elif op == LOG_SOFTMAX:
@@ -547,7 +543,7 @@ cdef inline void small_row(int op, int vectors, const real *x, real *out, const 
         if op == LOG_SOFTMAX:
             value = log_probability(False, xv[v], maximum, zero, zero, high)
         else:
-            value = multiply(e[v], high, low)
+            value = v_multiply(e[v], high, low)
         if v < vectors - 1:
             v_store(out + v * VLEN, value)
         else:
@@ -568,8 +564,11 @@ cdef inline void large_row(int op, bint dense, const real *x, const real *y, rea
     cdef bint swept
     if is_loss(op) and task.target != NULL:
         target_logit = x[task.target[row]]
-    if is_vjp(op):
+    if is_product(op):
         sweep(op, False, False, x, y, e, n, view, start, &whole, exponents)
+        if op == DOT:
+            set_row_out(task, row, whole.dot)
+            return
     else:
         if is_one_hot(view.temperature):
             limit_row(op, x, y, out, task, row, block_max(x, n))
@@ -658,7 +657,7 @@ cdef inline void one_row(int op, const real *x, const real *y, real *out, const 
         set_row_out(task, row, 0)
         fill(out, task.n, 0)
         return
-    if not is_vjp(op) and task.n <= LANES and not view.general and not dense:
+    if not is_product(op) and task.n <= LANES and not view.general and not dense:
         if task.n <= VLEN:
             small_row(op, 1, x, out, task, row, view, &done)
         elif task.n <= 2 * VLEN:
@@ -777,6 +776,9 @@ cdef int softmax_vjp_rows(const Task *task, Py_ssize_t begin, Py_ssize_t end) no
 
 cdef int log_softmax_vjp_rows(const Task *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
     return run_rows(LOG_SOFTMAX_VJP, task, begin, end)
+
+cdef int dot_rows(const Task *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
+    return run_rows(DOT, task, begin, end)
 
 
 # ---------------------------------------------------- one row shared by several threads

@@ -14,6 +14,7 @@ cdef extern from "kernels.h" nogil:
         CROSS_ENTROPY_WITH_GRAD
         SOFTMAX_VJP
         LOG_SOFTMAX_VJP
+        DOT
     ctypedef struct Task:
         Operand x, y, out, mask
         void *row_out
@@ -33,7 +34,7 @@ cdef extern from "kernels.h" nogil:
     int BLOCK_BYTES, PIECE_BYTES
     ctypedef int (*RangeFunction)(const Task *, Py_ssize_t, Py_ssize_t) noexcept nogil
     ctypedef struct KernelTable:
-        const char *target
+        double anchor
         RangeFunction *rows
         RangeFunction *panels
         Py_ssize_t panel_columns

@@ -227,7 +227,7 @@ cdef inline bint one_panel(int op, bint full, const Panel *panel, real *row_out,
                     xv = panel_load(panel.out + c * panel.out_step, panel, v, full, zero)
                     if n > BLOCK:
                         xv = v_mul(xv, step[v])
-                    xv = multiply(xv, high[v], low[v])
+                    xv = v_multiply(xv, high[v], low[v])
                 else:
                     xv = panel_load(panel.x + c * panel.x_step, panel, v, full, zero)
                     xv = log_probability(False, xv, low[v], zero, zero, high[v])

@@ -1,0 +1,56 @@
+# make run      build and show the demonstration
+# make test     build and run the tests
+# make bench    run the benchmarks once, on this commit
+# make lint     ruff and mypy
+# make clean    remove what was built, and the virtual environment
+#
+# Everything is installed into a virtual environment, .venv, with the package editable: edits
+# of Python files count at once, edits of the kernels after the next make. Another interpreter:
+# make PYTHON=python3.12 test. Another environment: make VENV=/tmp/venv test.
+
+PYTHON ?= python3
+VENV ?= .venv
+PYTEST_FLAGS ?=
+
+bin := $(VENV)/bin
+pip := $(bin)/python -m pip install --quiet --disable-pip-version-check
+# A virtual environment belongs to the interpreter it was made with.
+made := $(VENV)/.made-with-$(subst /,_,$(PYTHON))
+sources := pyproject.toml setup.py $(wildcard src/cpu/*)
+
+.PHONY: run test bench lint clean
+.DELETE_ON_ERROR:
+
+run: $(VENV)/.installed
+	$(bin)/python -m pysoftmax demo
+
+test: $(VENV)/.installed-test
+	$(bin)/pytest $(PYTEST_FLAGS)
+
+bench: $(VENV)/.installed-dev
+	cd asv_bench && $(abspath $(bin))/asv machine --yes
+	cd asv_bench && $(abspath $(bin))/asv run --quick --strict --show-stderr --python=same
+
+lint: $(VENV)/.installed-dev
+	$(bin)/ruff check .
+	$(bin)/ruff format --check .
+	$(bin)/mypy
+
+$(made):
+	$(PYTHON) -m venv --clear $(VENV)
+	@touch $@
+
+$(VENV)/.installed: $(made) $(sources)
+	@echo "building pysoftmax; this takes a minute or two"
+	$(pip) --editable .
+	@touch $@
+
+# The extra's requirements; the package itself is there.
+$(VENV)/.installed-%: $(VENV)/.installed
+	$(pip) --editable '.[$*]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info pysoftmax/backends/*.so
+	rm -rf asv_bench/env asv_bench/html .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find pysoftmax tests asv_bench tools -name __pycache__ -type d -prune -exec rm -rf {} +
