@@ -387,16 +387,12 @@ def test_ordinary_csv_is_understood(text):
 
 def test_a_npy_stream_on_standard_input(tmp_path):
     x = normal(7, 10)
-    for options in [{"input": npy_bytes(x)}, {"stdin": save(tmp_path / "x.npy", x)}]:
-        done = spawn("softmax", "-", tmp_path / "y.npy", **options)
-        assert (done.returncode, done.stderr) == (0, b"")
-        np.testing.assert_array_equal(np.load(tmp_path / "y.npy"), pysoftmax.softmax(x))
-
-
-def save(path, array):
-    """Save an array and return the file opened for reading."""
-    np.save(path, array)
-    return path.open("rb")
+    np.save(tmp_path / "x.npy", x)
+    with (tmp_path / "x.npy").open("rb") as file:
+        for options in [{"input": npy_bytes(x)}, {"stdin": file}]:
+            done = spawn("softmax", "-", tmp_path / "y.npy", **options)
+            assert (done.returncode, done.stderr) == (0, b"")
+            np.testing.assert_array_equal(np.load(tmp_path / "y.npy"), pysoftmax.softmax(x))
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")

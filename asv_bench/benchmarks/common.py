@@ -26,7 +26,7 @@ LIBRARIES = {"numpy": _numpy}
 
 BACKENDS = list(LIBRARIES)
 DTYPES = ["float32", "float64"]
-SHAPES = [(1, 10), (10_000, 10), (1000, 1000), (16, 65_536), (1, 2_000_000)]
+SHAPES = [(1, 10), (10_000, 10), (1000, 1000), (1, 2_000_000)]
 AXES = [-1, 0]
 
 
@@ -74,7 +74,7 @@ def peer(name, formulas, scipy_names, function):
         raise NotImplementedError(f"no {function} in scipy.special") from None
 
 
-def ratio(ours, theirs, rounds=11, seconds=0.004):
+def ratio(ours, theirs, rounds=9, seconds=0.004):
     """Median time of `ours` over that of `theirs`, timed in turn: noise strikes both."""
     calls = {}
     for f in (ours, theirs):

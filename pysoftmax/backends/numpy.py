@@ -23,7 +23,7 @@ namespace = np
  LOG_SOFTMAX_VJP, DOT) = range(8)
 
 # Elements converted at a time, where the kernels' real type is not the array's.
-SLAB = 1 << 18
+SLAB = 1 << 16
 
 TARGET_VARIABLE = "PYSOFTMAX_CPU_TARGET"
 
@@ -187,7 +187,7 @@ def _temperatures(temperature: Any, *outputs: Array | None) -> Array | None:
     return values.copy() if overlaps else values
 
 
-Slabs = Iterator[tuple[tuple[slice, ...], tuple[slice, ...]]]
+Slabs = Iterator[tuple[tuple[Any, ...], tuple[slice, ...]]]
 
 
 def _slabs(x: Array, out: Array, axes: tuple[int, ...], *inputs: Array | None) -> Slabs:
@@ -199,7 +199,7 @@ def _slabs(x: Array, out: Array, axes: tuple[int, ...], *inputs: Array | None) -
     free = [i for i, n in enumerate(x.shape) if i not in axes and n > 1]
     convert = x.dtype != _real(out.dtype) or out.dtype != _real(out.dtype)
     if not convert or not free or x.size <= SLAB or not _apart(out, x, *inputs):
-        yield (), ()
+        yield (...,), ()
         return
     axis = free[0]
     before = axis - len([i for i in axes if i < axis])

@@ -26,7 +26,7 @@ cdef struct Scale:
 
 cdef inline double power_of_two(double exponent) noexcept nogil:
     """2^exponent for an integer exponent <= 0, down to the smallest subnormal, then 0."""
-    return ldexp(1.0, <int>max(exponent, -1100.0))
+    return two_to(<int>max(exponent, -1100.0))
 
 
 cdef inline double exponent_of(const View *view, double x) noexcept nogil:
@@ -86,7 +86,7 @@ cdef inline vec exp_of_negative(vec x) noexcept nogil:
     view.beta_high = 1
     view.beta_low = 0
     set_scale(&scale, &view, 0)
-    return v_mul(exp_scaled(False, x, &scale), v_set1(<real>ldexp(1.0, -HEADROOM)))
+    return v_mul(exp_scaled(False, x, &scale), v_set1(<real>two_to(-HEADROOM)))
 
 
 cdef inline vec log1p_of_unit(vec z) noexcept nogil:
@@ -102,16 +102,12 @@ cdef inline vec log1p_of_unit(vec z) noexcept nogil:
 cdef inline double log1p_double(double z) noexcept nogil:
     """log(1 + z) for z >= 0, in double: the logarithm of a row's sum."""
     cdef double s, w, p, u, k = 0
-    cdef int exponent = 0, i
+    cdef int i
     if z <= 1:
         s = z / (z + 2)
     else:
-        u = frexp(1 + z, &exponent)
-        if u < 0.70710678118654757:
-            u = u + u
-            exponent -= 1
+        u = significand_of(1 + z, &k)
         s = (u - 1) / (u + 1)
-        k = exponent
     w = s * s
     p = ATANH_TAIL_DOUBLE[LOG_DEGREE_DOUBLE - 1]
     for i in range(LOG_DEGREE_DOUBLE - 2, -1, -1):

@@ -1,7 +1,8 @@
 """Kernels for one CPU target and one real type; the door reaches them through a table."""
 
 from cpython.pycapsule cimport PyCapsule_New
-from libc.math cimport INFINITY, NAN, fabs, fma, frexp, isnan, ldexp, nearbyint
+from libc.math cimport INFINITY, NAN, fabs, fma, isnan, nearbyint
+from libc.stdint cimport uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 

@@ -73,6 +73,8 @@ INLINE vmask v_ne(vec a, vec b) { return COMPARE(a, b, _CMP_NEQ_UQ); }
 INLINE vmask v_not_less(vec a, vec b) { return COMPARE(a, b, _CMP_NLT_UQ); }
 INLINE vec v_where(vmask m, vec a, vec b) { return X(mask_blend)(m, b, a); }
 INLINE vec v_zero_unless(vmask m, vec a) { return X(maskz_mov)(m, a); }
+INLINE vec v_add_where(vmask m, vec a, vec b) { return X(mask_add)(a, m, a, b); }
+INLINE uint64_t v_bits(vmask m) { return m; }
 
 #if PYSOFTMAX_DOUBLE
 INLINE vec v_exponent_bits(vec s) {
@@ -157,6 +159,10 @@ INLINE vec v_fma(vec x, vec y, vec z) {
 }
 INLINE vec v_max(vec x, vec y) { return EACH(X(max)(x.a, y.a), X(max)(x.b, y.b)); }
 INLINE vec v_min(vec x, vec y) { return EACH(X(min)(x.a, y.a), X(min)(x.b, y.b)); }
+INLINE vec v_add_where(vmask m, vec x, vec y) { return v_add(x, v_zero_unless(m, y)); }
+INLINE uint64_t v_bits(vmask m) {
+    return (uint64_t)X(movemask)(m.a) | (uint64_t)X(movemask)(m.b) << HALF;
+}
 INLINE vec v_abs(vec v) {
     half sign = X(set1)((real)-0.0);
     return EACH(X(andnot)(sign, v.a), X(andnot)(sign, v.b));
@@ -221,6 +227,12 @@ INLINE vec v_add(vec x, vec y) { return x + y; }
 INLINE vec v_sub(vec x, vec y) { return x - y; }
 INLINE vec v_mul(vec x, vec y) { return x * y; }
 INLINE vec v_div(vec x, vec y) { return x / y; }
+INLINE vec v_add_where(vmask m, vec x, vec y) { return x + v_zero_unless(m, y); }
+INLINE uint64_t v_bits(vmask m) {
+    uint64_t result = 0;
+    for (int i = 0; i < VLEN; i++) result |= (uint64_t)(m[i] & 1) << i;
+    return result;
+}
 #if defined(__aarch64__)
 #include <arm_neon.h>
 INLINE vec v_fma(vec x, vec y, vec z) {
@@ -286,6 +298,35 @@ INLINE real v_reduce_add(vec v) { REDUCE(add); }
 INLINE real v_reduce_max(vec v) { REDUCE(max); }
 #endif
 
+/* ------------------------------------------------------------- scalars, without libm */
+
+INLINE int count_bits(uint64_t word) { return __builtin_popcountll(word); }
+INLINE int first_bit(uint64_t word) { return __builtin_ctzll(word); }
+
+/* 2^exponent for exponent <= 1023; zero below the subnormals. */
+INLINE double two_to(int exponent) {
+    uint64_t word = 0;
+    double result;
+    if (exponent >= -1022)
+        word = (uint64_t)(exponent + 1023) << 52;
+    else if (exponent >= -1074)
+        word = (uint64_t)1 << (exponent + 1074);
+    memcpy(&result, &word, sizeof result);
+    return result;
+}
+/* x = significand * 2^exponent with a significand in [sqrt(1/2), sqrt(2)); x normal, > 0. */
+INLINE double significand_of(double x, double *exponent) {
+    uint64_t word;
+    memcpy(&word, &x, sizeof word);
+    /* Adding the distance from sqrt(1/2) to 1 carries into the exponent field. */
+    uint64_t shifted = word + (0x3ff0000000000000 - 0x3fe6a09e667f3bcd);
+    int64_t power = (int64_t)(shifted >> 52) - 1023;
+    word -= (uint64_t)power << 52;
+    memcpy(&x, &word, sizeof x);
+    *exponent = (double)power;
+    return x;
+}
+
 /* ------------------------------------------------- exact products, with and without fma */
 
 #if !defined(PYSOFTMAX_PORTABLE) || HAS_FMA
@@ -302,12 +343,14 @@ INLINE vec v_multiply(vec a, vec high, vec low) { return v_fma(a, high, v_mul(a,
 #else
 
 #if PYSOFTMAX_DOUBLE
-/* Veltkamp's split and Dekker's product (Dekker 1971), wrong only where 2^27 a overflows. */
+/* Veltkamp's split and Dekker's product (Dekker 1971), wrong only where 2^27 a overflows;
+ * zero where the error would be subnormal. */
 INLINE vec v_product_error(vec a, vec b, vec product) {
     const double splitter = 134217729.0;
     vec wide_a = a * splitter, high_a = wide_a - (wide_a - a), low_a = a - high_a;
     vec wide_b = b * splitter, high_b = wide_b - (wide_b - b), low_b = b - high_b;
-    return ((high_a * high_b - product) + high_a * low_b + low_a * high_b) + low_a * low_b;
+    vec error = ((high_a * high_b - product) + high_a * low_b + low_a * high_b) + low_a * low_b;
+    return v_zero_unless(v_not_less(v_abs(product), v_set1(0x1p-960)), error);
 }
 INLINE vec v_reduce(vec t, real c, vec x) {
     vec product = t * c;

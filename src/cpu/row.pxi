@@ -18,7 +18,7 @@
 # A block's exponentials carry a scale 2^-K of their own; scaling is exact, so no bit
 # depends on it. Blocks whose K is not the row's are rescaled in the last sweep.
 #
-# Passes.  A row up to one lane row stays in registers: one read, one write. Up to one
+# Passes.  A row of up to one lane row stays in registers: one read, one write. Up to one
 # block: maximum, exp into 8 KiB of scratch, one scaled copy to `out`; x is read from memory
 # once. Longer: block by block maximum and exp, stored to `out`, then one scaling sweep:
 # two reads and two writes of memory. logsumexp and the loss: one read.
@@ -28,7 +28,7 @@
 cdef struct Sums:
     # Four accumulators each: the four vectors of a lane row.
     vec[4] rest
-    vec[4] count
+    vec[4] others  # how many columns went into rest
     vec[4] dot
     vec[4] q
 
@@ -70,14 +70,16 @@ cdef inline vec add_element(int op, bint general, bint dense, vec x, vec y, cons
                             vec maximum, Sums *sums, int v) noexcept nogil:
     """Take one vector into the sums; its exponentials are returned."""
     cdef vec e = x
+    cdef vmask other
     if op == LOG_SOFTMAX_VJP:
         sums.dot[v] = v_add(y, sums.dot[v])
     elif is_product(op):
         sums.dot[v] = v_fma(x, y, sums.dot[v])
     else:
         e = exp_scaled(general, x, scale)
-        sums.rest[v] = v_add(sums.rest[v], v_zero_unless(v_ne(x, maximum), e))
-        sums.count[v] = v_add(sums.count[v], v_zero_unless(v_eq(x, maximum), v_set1(1)))
+        other = v_ne(x, maximum)
+        sums.rest[v] = v_add_where(other, sums.rest[v], e)
+        sums.others[v] = v_add_where(other, sums.others[v], v_set1(1))
         if dense:
             sums.dot[v] = v_add(sums.dot[v], v_zero_unless(v_ne(y, v_set1(0)),
                                                            v_mul(y, v_sub(maximum, x))))
@@ -101,7 +103,7 @@ cdef inline void add_chunk(int op, bint general, bint dense, const real *x, cons
     cdef int v
     for v in range(4):
         sums.rest[v] = zero
-        sums.count[v] = zero
+        sums.others[v] = zero
         sums.dot[v] = zero
         sums.q[v] = zero
     while i + LANES <= n:
@@ -129,7 +131,9 @@ cdef inline void add_chunk(int op, bint general, bint dense, const real *x, cons
         chunk.dot = add_lanes(sums.dot)
     else:
         chunk.rest = add_lanes(sums.rest)
-        chunk.count = add_lanes(sums.count)
+        # Absent columns of the last lane row count as others, too.
+        left = (n + VLEN - 1) // VLEN * VLEN
+        chunk.count = left - <double>add_lanes(sums.others)
         if dense:
             chunk.dot = add_lanes(sums.dot)
             chunk.q = add_lanes(sums.q)
@@ -268,8 +272,9 @@ cdef struct Factor:
 
 cdef inline Factor divide(double numerator, double denominator) noexcept nogil:
     cdef Factor factor
-    factor.high = <real>(numerator / denominator)
-    factor.low = <real>(fma(-<double>factor.high, denominator, numerator) / denominator)
+    cdef double inverse = 1 / denominator
+    factor.high = <real>(numerator * inverse)
+    factor.low = <real>(fma(-<double>factor.high, denominator, numerator) * inverse)
     return factor
 
 
@@ -285,6 +290,25 @@ cdef inline vec log_probability(bint general, vec x, vec m, vec beta_high, vec b
                    v_fma(d, beta_high, v_sub(v_mul(d, beta_low), log_s)))
 
 
+cdef inline vec last_value(int op, bint general, bint dense, bint rescaled, vec x, vec y,
+                           vec scale, vec high, vec low, vec m, vec beta_high,
+                           vec beta_low) noexcept nogil:
+    """One vector of the last sweep; x holds exponentials where the operation stored them."""
+    cdef vec result
+    if stores_exp(op):
+        if rescaled:
+            x = v_mul(x, scale)
+        result = v_multiply(x, high, low)
+        return v_fma(m, y, result) if dense else result
+    if op == LOG_SOFTMAX:
+        return log_probability(general, x, m, beta_high, beta_low, high)
+    if op == SOFTMAX_VJP:
+        result = v_mul(x, v_sub(y, m))
+    else:
+        result = v_sub(y, v_mul(exp_of_negative(x), m))
+    return v_mul(result, beta_high) if general else result
+
+
 cdef inline void write(int op, bint general, bint dense, const real *x, const real *y,
                        const real *e, real *out, Py_ssize_t n, const View *view,
                        const Partial *whole, const double *exponents,
@@ -294,7 +318,7 @@ cdef inline void write(int op, bint general, bint dense, const real *x, const re
     cdef double step, split
     cdef vec scale = v_set1(1), high = scale, low = scale, m = scale
     cdef vec beta_high = scale, beta_low = scale
-    cdef vec xv, result
+    cdef vec zero = v_set1(0), xv, yv = zero
     cdef vmask present
     cdef Py_ssize_t begin, end, i
     cdef bint rescaled
@@ -319,35 +343,24 @@ cdef inline void write(int op, bint general, bint dense, const real *x, const re
             # The exact scale of a block far below the maximum may be subnormal itself.
             split = DEEP_SPLIT if step < DEEP else 0
             scale = v_set1(<real>power_of_two(step + split))
-            high = v_set1(<real>(factor.high * ldexp(1.0, <int>-split)))
-            low = v_set1(<real>(factor.low * ldexp(1.0, <int>-split)))
-        for i from begin <= i < end by VLEN:
+            high = v_set1(<real>(factor.high * power_of_two(-split)))
+            low = v_set1(<real>(factor.low * power_of_two(-split)))
+        i = begin
+        while i + VLEN <= end:
+            xv = v_load((e if stores_exp(op) else x) + i)
+            if dense or is_product(op):
+                yv = v_load(y + i)
+            v_store(out + i, last_value(op, general, dense, rescaled, xv, yv, scale, high, low,
+                                        m, beta_high, beta_low))
+            i += VLEN
+        if i < end:
             present = v_first(end - i)
-            if end - i >= VLEN:
-                xv = v_load((e if stores_exp(op) else x) + i)
-            else:
-                xv = v_load_first((e if stores_exp(op) else x) + i, present, v_set1(0))
-            if stores_exp(op):
-                if rescaled:
-                    xv = v_mul(xv, scale)
-                result = v_multiply(xv, high, low)
-                if dense:
-                    result = v_fma(m, v_load_first(y + i, present, v_set1(0)), result)
-            elif op == LOG_SOFTMAX:
-                result = log_probability(general, xv, m, beta_high, beta_low, high)
-            elif op == SOFTMAX_VJP:
-                result = v_mul(xv, v_sub(v_load_first(y + i, present, v_set1(0)), m))
-                if general:
-                    result = v_mul(result, beta_high)
-            else:
-                result = v_sub(v_load_first(y + i, present, v_set1(0)),
-                               v_mul(exp_of_negative(xv), m))
-                if general:
-                    result = v_mul(result, beta_high)
-            if end - i >= VLEN:
-                v_store(out + i, result)
-            else:
-                v_store_first(out + i, present, result)
+            xv = v_load_first((e if stores_exp(op) else x) + i, present, zero)
+            if dense or is_product(op):
+                yv = v_load_first(y + i, present, zero)
+            v_store_first(out + i, present,
+                          last_value(op, general, dense, rescaled, xv, yv, scale, high, low, m,
+                                     beta_high, beta_low))
 
 
 # ------------------------------------------------------------------------ one whole row
@@ -488,17 +501,20 @@ cdef inline void write_row(int op, bint general, bint dense, const real *x, cons
                                                 dense, whole)
 
 
-cdef inline void small_row(int op, int vectors, const real *x, real *out, const Task *task,
-                           Py_ssize_t row, const View *view, bint *done) noexcept nogil:
-    """A row of up to one lane row, kept in registers; not done if it is out of reach."""
+cdef inline bint small_row(int op, int vectors, const real *x, real *out, const Task *task,
+                           Py_ssize_t row) noexcept nogil:
+    """A row of up to one lane row, kept in registers; False if it is out of reach."""
     cdef vec zero = v_set1(0), lowest = v_set1(<real>-INFINITY), maximum, largest, value
     cdef vec high, low
     cdef Factor factor
-    cdef vec[4] xv, e, rest, count
+    cdef vec[4] xv, e, rest
+    cdef real[LANES] kept
+    cdef uint64_t ties = 0
     cdef vmask present = v_first(task.n - (vectors - 1) * VLEN)
     cdef Scale scale
     cdef Partial whole
     cdef double target_logit = 0, gradient = 0, spike = 0
+    cdef real m, exponent
     cdef int v
     for v in range(vectors - 1):
         xv[v] = v_load(x + v * VLEN)
@@ -506,29 +522,31 @@ cdef inline void small_row(int op, int vectors, const real *x, real *out, const 
     largest = lowest
     for v in range(vectors):
         largest = v_max(xv[v], largest)
-    whole.max = v_reduce_max(largest)
-    done[0] = fabs(whole.max) <= ANCHOR
-    if not done[0]:
-        return
-    whole.exponent = exponent_of(view, whole.max)
-    set_scale(&scale, view, whole.exponent)
-    maximum = v_set1(<real>whole.max)
+    m = v_reduce_max(largest)
+    if not fabs(m) <= ANCHOR:
+        return False
+    # As exponent_of and set_scale, but in real: shorter by several conversions.
+    exponent = 2 * ((m * (LOG2E / 2) + MAGIC) - MAGIC)
+    scale.magic = v_set1((MAGIC + (HEADROOM + BIAS)) - exponent)
+    scale.lowest = v_set1((exponent + (LOWEST_EXPONENT - HEADROOM)) * LN2_HIGH)
+    maximum = v_set1(m)
     for v in range(4):
         rest[v] = zero
-        count[v] = zero
     for v in range(vectors):
         e[v] = exp_scaled(False, xv[v], &scale)
         rest[v] = v_zero_unless(v_ne(xv[v], maximum), e[v])
-        count[v] = v_zero_unless(v_eq(xv[v], maximum), v_set1(1))
+        ties |= v_bits(v_eq(xv[v], maximum)) << (v * VLEN)
+        v_store(kept + v * VLEN, e[v])
     whole.rest = add_lanes(rest)
-    whole.count = add_lanes(count)
-    whole.at_max = v_reduce_max(exp_scaled(False, maximum, &scale))
+    whole.count = count_bits(ties)
+    whole.at_max = kept[first_bit(ties)]
+    whole.max = m
     whole.dot = whole.q = 0
     if is_loss(op):
         target_logit = x[task.target[row]]
     finish(op, task, row, 1, target_logit, &whole)
     if op == LOGSUMEXP or op == CROSS_ENTROPY:
-        return
+        return True
     if op == LOG_SOFTMAX:
         high = low = v_set1(<real>log_sum(&whole))
     else:
@@ -551,6 +569,23 @@ cdef inline void small_row(int op, int vectors, const real *x, real *out, const 
     if op == CROSS_ENTROPY_WITH_GRAD:
         out[task.target[row]] = <real>target_gradient(
             out[task.target[row]], target_logit, spike, gradient, False, &whole)
+    return True
+
+
+cdef inline Py_ssize_t small_rows(int op, int vectors, const Task *task, Py_ssize_t begin,
+                                  Py_ssize_t end) noexcept nogil:
+    """Rows from `begin` on for as long as they are small_row's; the first that is not."""
+    cdef const char *x = task.x.data + begin * task.x.outer
+    cdef char *out = task.out.data + begin * task.out.outer if task.out.data != NULL else NULL
+    cdef Py_ssize_t row
+    for row in range(begin, end):
+        if is_loss(op) and task.target[row] == task.ignore_index:
+            return row
+        if not small_row(op, vectors, <const real *>x, <real *>out, task, row):
+            return row
+        x += task.x.outer
+        out += task.out.outer
+    return end
 
 
 cdef inline void large_row(int op, bint dense, const real *x, const real *y, real *out,
@@ -652,22 +687,10 @@ cdef inline void one_row(int op, const real *x, const real *y, real *out, const 
                          double *exponents) noexcept nogil:
     """One contiguous row, whatever its length."""
     cdef View own = view[0]
-    cdef bint done = False
     if is_loss(op) and task.target != NULL and task.target[row] == task.ignore_index:
         set_row_out(task, row, 0)
         fill(out, task.n, 0)
         return
-    if not is_product(op) and task.n <= LANES and not view.general and not dense:
-        if task.n <= VLEN:
-            small_row(op, 1, x, out, task, row, view, &done)
-        elif task.n <= 2 * VLEN:
-            small_row(op, 2, x, out, task, row, view, &done)
-        elif task.n <= 3 * VLEN:
-            small_row(op, 3, x, out, task, row, view, &done)
-        else:
-            small_row(op, 4, x, out, task, row, view, &done)
-        if done:
-            return
     if task.temperature_step != 0:
         set_view(&own, task.temperature[row * task.temperature_step], 0)
     if dense:
@@ -685,7 +708,7 @@ cdef inline int run_rows(int op, const Task *task, Py_ssize_t begin,
     cdef View view
     cdef Py_ssize_t n = task.n, row, outer, inner, count, k, room = 0
     cdef bint dense = is_dense(op, task), masked = task.mask.data != NULL
-    cdef bint has_y = task.y.data != NULL, has_out = task.out.data != NULL
+    cdef bint has_y = task.y.data != NULL, has_out = task.out.data != NULL, small
     cdef bint packed = (masked or not is_contiguous(&task.x) or not is_contiguous(&task.y)
                         or not is_contiguous(&task.out))
     # Neighbours along a short stride share cache lines, so they are copied together.
@@ -726,7 +749,20 @@ cdef inline int run_rows(int op, const Task *task, Py_ssize_t begin,
         view.general = True  # decided row by row
 
     row = begin
+    small = (not is_product(op) and n <= LANES and task.inner == 1 and not packed
+             and not view.general and not dense)
     while row < end:
+        if small and not is_product(op):
+            if n <= VLEN:
+                row = small_rows(op, 1, task, row, end)
+            elif n <= 2 * VLEN:
+                row = small_rows(op, 2, task, row, end)
+            elif n <= 3 * VLEN:
+                row = small_rows(op, 3, task, row, end)
+            else:
+                row = small_rows(op, 4, task, row, end)
+            if row == end:
+                break
         outer = row // task.inner
         inner = row - outer * task.inner
         if not packed:

@@ -115,7 +115,7 @@ cdef inline void panel_block(int op, bint full, const Panel *panel, Py_ssize_t b
                 e = exp_scaled(False, xv, &scale[v])
                 if op == SOFTMAX:
                     panel_store(panel.out + c * panel.out_step, panel, v, full, e)
-                count[v] = v_add(count[v], v_zero_unless(v_eq(xv, m[v]), one))
+                count[v] = v_add_where(v_eq(xv, m[v]), count[v], one)
                 e = v_zero_unless(v_ne(xv, m[v]), e)
                 if c - chunk >= LANES:
                     e = v_add(v_load(slot + v * VLEN), e)
@@ -215,8 +215,8 @@ cdef inline bint one_panel(int op, bint full, const Panel *panel, real *row_out,
                 split = DEEP_SPLIT if change < DEEP else 0
                 row[i] = <real>power_of_two(change + split)
                 factor = divide(1, whole_sum(&whole[i]))
-                first[i] = <real>(factor.high * ldexp(1.0, <int>-split))
-                second[i] = <real>(factor.low * ldexp(1.0, <int>-split))
+                first[i] = <real>(factor.high * power_of_two(-split))
+                second[i] = <real>(factor.low * power_of_two(-split))
             for v in range(WIDE):
                 step[v] = v_load(row + v * VLEN)
                 high[v] = v_load(first + v * VLEN)
