@@ -1,7 +1,7 @@
 # make run      build and show the demonstration
 # make test     build and run the tests
 # make bench    run the benchmarks once, on this commit
-# make lint     ruff and mypy
+# make lint     ruff, mypy, and the stub against the compiled module
 # make clean    remove what was built, and the virtual environment
 #
 # Everything is installed into a virtual environment, .venv, with the package editable: edits
@@ -35,6 +35,7 @@ lint: $(VENV)/.installed-dev
 	$(bin)/ruff check .
 	$(bin)/ruff format --check .
 	$(bin)/mypy
+	$(bin)/stubtest pysoftmax.backends._cpu
 
 $(made):
 	$(PYTHON) -m venv --clear $(VENV)

@@ -7,6 +7,7 @@ import numpy as np
 from pysoftmax import _arguments as check
 from pysoftmax._dispatch import backend_of
 from pysoftmax.backends import Array, Backend
+from pysoftmax.backends.numpy import fast_binary_cross_entropy, fast_cross_entropy
 
 __all__ = [
     "binary_cross_entropy_with_logits",
@@ -283,6 +284,12 @@ def _cross_entropy(
     label_smoothing: float, reduction: str, temperature: Any, with_grad: bool, grad_out: Any,
 ) -> tuple[Any, Any]:
     _check_reduction(reduction)
+    result = fast_cross_entropy(
+        logits, target, axis, weight, ignore_index, label_smoothing, reduction, temperature,
+        with_grad, grad_out,
+    )
+    if result is not None:
+        return result
     backend = backend_of(logits=logits, target=target, weight=weight)
     array, truth = backend.as_array(logits), backend.as_array(target)
     wanted = check.choose_dtype(array, None)
@@ -325,6 +332,11 @@ def _binary_cross_entropy(
     grad_out: Any,
 ) -> tuple[Any, Any]:
     _check_reduction(reduction)
+    result = fast_binary_cross_entropy(
+        logits, target, weight, pos_weight, reduction, with_grad, grad_out
+    )
+    if result is not None:
+        return result
     backend = backend_of(logits=logits, target=target, weight=weight, pos_weight=pos_weight)
     array, truth = backend.as_array(logits), backend.as_array(target)
     wanted = check.choose_dtype(array, None)

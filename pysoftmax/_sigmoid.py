@@ -4,6 +4,7 @@ from typing import Any
 
 from pysoftmax import _arguments as check
 from pysoftmax._dispatch import backend_of
+from pysoftmax.backends.numpy import fast_log_sigmoid, fast_sigmoid
 
 __all__ = ["log_sigmoid", "sigmoid"]
 
@@ -39,7 +40,8 @@ def sigmoid(x: Any, *, dtype: Any = None, out: Any = None) -> Any:
     >>> sigmoid([-1000.0, 0.0, 2.0]).round(4)
     array([0.    , 0.5   , 0.8808])
     """
-    return _map("sigmoid", x, dtype, out)
+    result = fast_sigmoid(x, dtype, out)
+    return _map("sigmoid", x, dtype, out) if result is None else result
 
 
 def log_sigmoid(x: Any, *, dtype: Any = None, out: Any = None) -> Any:
@@ -70,7 +72,8 @@ def log_sigmoid(x: Any, *, dtype: Any = None, out: Any = None) -> Any:
     >>> log_sigmoid([-1000.0, 0.0, 50.0])
     array([-1.00000000e+03, -6.93147181e-01, -1.92874985e-22])
     """
-    return _map("log_sigmoid", x, dtype, out)
+    result = fast_log_sigmoid(x, dtype, out)
+    return _map("log_sigmoid", x, dtype, out) if result is None else result
 
 
 def _map(name: str, x: Any, dtype: Any, out: Any) -> Any:

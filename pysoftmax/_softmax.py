@@ -7,7 +7,13 @@ import numpy as np
 from pysoftmax import _arguments as check
 from pysoftmax._dispatch import backend_of
 from pysoftmax.backends import Array, Backend
-from pysoftmax.backends.numpy import fast_log_softmax, fast_logsumexp, fast_softmax
+from pysoftmax.backends.numpy import (
+    fast_log_softmax,
+    fast_log_softmax_vjp,
+    fast_logsumexp,
+    fast_softmax,
+    fast_softmax_vjp,
+)
 
 __all__ = ["log_softmax", "log_softmax_vjp", "logsumexp", "softmax", "softmax_vjp"]
 
@@ -237,6 +243,9 @@ def softmax_vjp(
     >>> softmax_vjp([0.0, 0.0, 1.0], p).round(4)
     array([-0.0599, -0.1628,  0.2227])
     """
+    result = fast_softmax_vjp(grad_output, probabilities, axis, temperature, out)
+    if result is not None:
+        return result
     return _vjp("softmax_vjp", grad_output, probabilities, axis, temperature, out)
 
 
@@ -279,6 +288,9 @@ def log_softmax_vjp(
     >>> log_softmax_vjp([0.0, 0.0, 1.0], log_softmax([1.0, 2.0, 3.0])).round(4)
     array([-0.09  , -0.2447,  0.3348])
     """
+    result = fast_log_softmax_vjp(grad_output, log_probabilities, axis, temperature, out)
+    if result is not None:
+        return result
     return _vjp("log_softmax_vjp", grad_output, log_probabilities, axis, temperature, out)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from . import common, losses, softmax
 
-SHAPE = (4096, 4096)
+SHAPE = (2048, 2048)
 OUT = {
     "softmax": "out",
     "log_softmax": "out",

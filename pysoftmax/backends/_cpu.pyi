@@ -5,10 +5,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Array = np.ndarray[Any, Any]
+_Array = np.ndarray[Any, Any]
 
 # Targets, and whether the running CPU supports them; best first.
 SUPPORTED: dict[str, bool]
+
+# Made by Cython.
+__test__: dict[str, str]
 
 def kernel_module(target: str, real: str) -> Any: ...
 def built_targets() -> list[str]: ...
@@ -25,11 +28,11 @@ def after_fork_in_child() -> None: ...
 # Validated calls.
 def run_rows(
     operation: int,
-    x: Array,
+    x: _Array,
     *,
-    out: Array | None = None,
-    row_out: Array | None = None,
-    y: Array | None = None,
+    out: _Array | None = None,
+    row_out: _Array | None = None,
+    y: _Array | None = None,
     mask: NDArray[np.bool_] | None = None,
     temperature: NDArray[np.float64] | None = None,
     target: NDArray[np.int64] | None = None,
@@ -38,18 +41,18 @@ def run_rows(
     label_smoothing: float = 0.0,
     gradient_scale: float = 1.0,
 ) -> None: ...
-def sigmoid(x: Array, out: Array) -> None: ...
-def log_sigmoid(x: Array, out: Array) -> None: ...
+def sigmoid(x: _Array, out: _Array) -> None: ...
+def log_sigmoid(x: _Array, out: _Array) -> None: ...
 def binary_cross_entropy(
-    x: Array,
-    y: Array,
-    weight: Array | None,
-    pos_weight: Array | None,
-    loss: Array,
-    grad: Array | None,
+    x: _Array,
+    y: _Array,
+    weight: _Array | None,
+    pos_weight: _Array | None,
+    loss: _Array | None,
+    grad: _Array | None,
     scale: float,
-) -> None: ...
-def total(x: Array) -> float: ...
+) -> float: ...
+def total(x: _Array) -> float: ...
 def first_bad_label(labels: NDArray[np.int64], classes: int, ignore_index: int) -> int: ...
 def sum_of_weights(
     labels: NDArray[np.int64], class_weight: NDArray[np.float64] | None, ignore_index: int
@@ -58,8 +61,8 @@ def sum_of_weights(
 # The fast path: None for whatever is not a simple array with plain options.
 def fast_softmax(
     x: Any, axis: Any, temperature: Any, where: Any, dtype: Any, out: Any
-) -> Array | None: ...
+) -> _Array | None: ...
 def fast_log_softmax(
     x: Any, axis: Any, temperature: Any, where: Any, dtype: Any, out: Any
-) -> Array | None: ...
-def fast_logsumexp(x: Any, axis: Any) -> Array | None: ...
+) -> _Array | None: ...
+def fast_logsumexp(x: Any, axis: Any) -> _Array | None: ...

@@ -3,14 +3,35 @@
 import array as array_module
 import os
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from pysoftmax.backends import _cpu as cpu
-from pysoftmax.backends._cpu import fast_log_softmax, fast_logsumexp, fast_softmax
+from pysoftmax.backends._cpu import (
+    fast_binary_cross_entropy,
+    fast_cross_entropy,
+    fast_log_sigmoid,
+    fast_log_softmax,
+    fast_logsumexp,
+    fast_sigmoid,
+    fast_softmax,
+    fast_vjp,
+)
 
-__all__ = ["fast_log_softmax", "fast_logsumexp", "fast_softmax"]
+# The public functions try these first: they answer None to all but ordinary arrays.
+__all__ = [
+    "fast_binary_cross_entropy",
+    "fast_cross_entropy",
+    "fast_log_sigmoid",
+    "fast_log_softmax",
+    "fast_log_softmax_vjp",
+    "fast_logsumexp",
+    "fast_sigmoid",
+    "fast_softmax",
+    "fast_softmax_vjp",
+]
 
 Array = np.ndarray[Any, Any]
 
@@ -373,6 +394,10 @@ def binary_cross_entropy(
     if loss is not None and losses is not loss:
         loss[...] = losses
     return total
+
+
+fast_softmax_vjp = partial(fast_vjp, SOFTMAX_VJP)
+fast_log_softmax_vjp = partial(fast_vjp, LOG_SOFTMAX_VJP)
 
 
 def softmax_vjp(

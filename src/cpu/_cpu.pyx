@@ -8,11 +8,12 @@ ordinary C-contiguous float32 or float64 array with plain options.
 import importlib.util
 import os
 
-cimport cython
+import numpy
+
 cimport numpy as cnp
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from cython.parallel cimport prange
-from libc.math cimport INFINITY, fabs
+from libc.math cimport INFINITY, NAN, fabs
 from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
@@ -62,6 +63,9 @@ cdef extern from *:
     bint cpu_has_avx512()
 
 cnp.import_array()
+
+cdef object SINGLE = numpy.float32
+cdef object DOUBLE = numpy.float64
 
 # ------------------------------------------------------------------------- CPU targets
 
@@ -549,9 +553,7 @@ cdef inline object fast_map(Operation op, object x, object axis, object temperat
     if scalar != 1 or not fill_task(&task, <cnp.ndarray>x, axis):
         return None
     if out is None:
-        out = cnp.PyArray_EMPTY(cnp.PyArray_NDIM(<cnp.ndarray>x),
-                                cnp.PyArray_DIMS(<cnp.ndarray>x),
-                                cnp.PyArray_TYPE(<cnp.ndarray>x), 0)
+        out = empty_like(<cnp.ndarray>x)
     elif not can_hold(out, <cnp.ndarray>x):
         return None
     task.out = task.x
@@ -588,3 +590,170 @@ def fast_logsumexp(x, axis):
     task.row_out = cnp.PyArray_DATA(result)
     run_with_or_without_gil(LOGSUMEXP, &task, cnp.PyArray_ITEMSIZE(<cnp.ndarray>x))
     return result
+
+
+def fast_sigmoid(x, dtype, out):
+    """sigmoid of a simple array, or None."""
+    return fast_elements(sigmoid, x, dtype, out)
+
+
+def fast_log_sigmoid(x, dtype, out):
+    """log_sigmoid of a simple array, or None."""
+    return fast_elements(log_sigmoid, x, dtype, out)
+
+
+cdef inline object fast_elements(function, x, dtype, out):
+    if dtype is not None or not is_simple(x):
+        return None
+    if out is None:
+        out = empty_like(<cnp.ndarray>x)
+    elif not can_hold(out, <cnp.ndarray>x):
+        return None
+    function(x, out)
+    return out
+
+
+cdef inline cnp.ndarray empty_like(cnp.ndarray x):
+    return cnp.PyArray_EMPTY(cnp.PyArray_NDIM(x), cnp.PyArray_DIMS(x), cnp.PyArray_TYPE(x), 0)
+
+
+cdef inline bint is_like(object y, cnp.ndarray x) noexcept:
+    """Whether y is a simple array of the type and shape of x."""
+    return (is_simple(y) and cnp.PyArray_TYPE(<cnp.ndarray>y) == cnp.PyArray_TYPE(x)
+            and cnp.PyArray_SAMESHAPE(<cnp.ndarray>y, x))
+
+
+def fast_vjp(int operation, grad_output, values, axis, temperature, out):
+    """softmax_vjp or log_softmax_vjp of simple arrays, or None."""
+    cdef Task task
+    cdef double degrees
+    if not is_simple(values) or not is_like(grad_output, <cnp.ndarray>values):
+        return None
+    if type(temperature) is not float:
+        return None
+    degrees = temperature
+    if not degrees > 0 or not fill_task(&task, <cnp.ndarray>values, axis):
+        return None
+    if out is None:
+        out = empty_like(<cnp.ndarray>values)
+    elif not can_hold(out, <cnp.ndarray>values) or not can_hold(out, <cnp.ndarray>grad_output):
+        return None
+    task.temperature = &degrees
+    task.y = task.out = task.x
+    task.y.data = <char *>cnp.PyArray_DATA(<cnp.ndarray>grad_output)
+    task.out.data = <char *>cnp.PyArray_DATA(<cnp.ndarray>out)
+    run_with_or_without_gil(<Operation>operation, &task, cnp.PyArray_ITEMSIZE(<cnp.ndarray>values))
+    return out
+
+
+cdef inline bint are_labels(object target, cnp.ndarray logits, Py_ssize_t along) noexcept:
+    """Whether target is a contiguous int64 array of the logits' shape without one axis."""
+    cdef int ndim = cnp.PyArray_NDIM(logits), k
+    if not cnp.PyArray_CheckExact(target):
+        return False
+    if (cnp.PyArray_TYPE(<cnp.ndarray>target) != cnp.NPY_INT64
+            or cnp.PyArray_NDIM(<cnp.ndarray>target) != ndim - 1
+            or not cnp.PyArray_CHKFLAGS(<cnp.ndarray>target,
+                                        cnp.NPY_ARRAY_C_CONTIGUOUS | cnp.NPY_ARRAY_ALIGNED)
+            or cnp.PyArray_ISBYTESWAPPED(<cnp.ndarray>target)):
+        return False
+    for k in range(ndim - 1):
+        if (cnp.PyArray_DIM(<cnp.ndarray>target, k)
+                != cnp.PyArray_DIM(logits, k if k < along else k + 1)):
+            return False
+    return True
+
+
+def fast_cross_entropy(logits, target, axis, weight, ignore_index, label_smoothing, reduction,
+                       temperature, bint with_grad, grad_out):
+    """(loss, gradient) of simple logits and int64 labels without further options, or None."""
+    cdef Task task
+    cdef cnp.ndarray loss, x
+    cdef Py_ssize_t i, rows, used = 0
+    cdef double divisor
+    if (weight is not None or type(label_smoothing) is not float or label_smoothing != 0.0
+            or type(temperature) is not float or temperature != 1.0
+            or type(ignore_index) is not int or not is_simple(logits)):
+        return None
+    x = logits
+    if cnp.PyArray_NDIM(x) < 2 or not fill_task(&task, x, axis):
+        return None
+    if not are_labels(target, x, axis if axis >= 0 else axis + cnp.PyArray_NDIM(x)):
+        return None
+    if grad_out is not None and not can_hold(grad_out, x):
+        return None
+    try:
+        task.ignore_index = ignore_index
+    except OverflowError:
+        return None
+    rows = task.outer * task.inner
+    task.target = <int64_t *>cnp.PyArray_DATA(<cnp.ndarray>target)
+    for i in range(rows):
+        if task.target[i] != task.ignore_index:
+            if not 0 <= task.target[i] < task.n:
+                return None
+            used += 1
+    divisor = used if reduction == "mean" else 1
+    task.gradient_scale = 1 / divisor if divisor != 0 else 0
+    loss = cnp.PyArray_EMPTY(cnp.PyArray_NDIM(x) - 1, cnp.PyArray_DIMS(<cnp.ndarray>target),
+                             cnp.PyArray_TYPE(x), 0)
+    task.row_out = cnp.PyArray_DATA(loss)
+    if with_grad:
+        if grad_out is None:
+            grad_out = empty_like(x)
+        task.out = task.x
+        task.out.data = <char *>cnp.PyArray_DATA(<cnp.ndarray>grad_out)
+    run_with_or_without_gil(CROSS_ENTROPY_WITH_GRAD if with_grad else CROSS_ENTROPY, &task,
+                            cnp.PyArray_ITEMSIZE(x))
+    if reduction == "none":
+        return loss, grad_out
+    return reduced(total(loss), divisor, x), grad_out
+
+
+cdef inline object reduced(double summed, double divisor, cnp.ndarray like):
+    """A NumPy scalar of the type of `like`; the mean over nothing is NaN."""
+    cdef object value = summed / divisor if divisor != 0 else NAN
+    return (SINGLE if cnp.PyArray_TYPE(like) == cnp.NPY_FLOAT32 else DOUBLE)(value)
+
+
+def fast_binary_cross_entropy(logits, target, weight, pos_weight, reduction, bint with_grad,
+                              grad_out):
+    """(loss, gradient) of simple arrays without weights, or None."""
+    cdef cnp.ndarray x
+    cdef double divisor, summed
+    cdef object loss = None
+    if (weight is not None or pos_weight is not None or not is_simple(logits)
+            or not is_like(target, <cnp.ndarray>logits)):
+        return None
+    x = logits
+    if grad_out is not None and (not can_hold(grad_out, x) or not can_hold(grad_out, target)):
+        return None
+    if cnp.PyArray_SIZE(x) == 0 or not in_unit_interval(<cnp.ndarray>target):
+        return None
+    divisor = cnp.PyArray_SIZE(x) if reduction == "mean" else 1
+    if with_grad and grad_out is None:
+        grad_out = empty_like(x)
+    if reduction == "none":
+        loss = empty_like(x)
+    summed = binary_cross_entropy(x, target, None, None, loss, grad_out, 1 / divisor)
+    return (reduced(summed, divisor, x) if loss is None else loss), grad_out
+
+
+cdef inline bint in_unit_interval(cnp.ndarray y) noexcept:
+    cdef void *data = cnp.PyArray_DATA(y)
+    cdef Py_ssize_t n = cnp.PyArray_SIZE(y)
+    if cnp.PyArray_ITEMSIZE(y) == 4:
+        return all_in_unit_interval[float](<const float *>data, n)
+    return all_in_unit_interval[double](<const double *>data, n)
+
+
+ctypedef fused either:
+    float
+    double
+
+cdef inline bint all_in_unit_interval(const either *y, Py_ssize_t n) noexcept nogil:
+    cdef Py_ssize_t i
+    cdef int outside = 0
+    for i in range(n):
+        outside |= not (y[i] >= 0 and y[i] <= 1)
+    return not outside

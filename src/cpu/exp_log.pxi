@@ -100,16 +100,33 @@ cdef inline vec log1p_of_unit(vec z) noexcept nogil:
 
 
 cdef inline double log1p_double(double z) noexcept nogil:
-    """log(1 + z) for z >= 0, in double: the logarithm of a row's sum."""
-    cdef double s, w, p, u, k = 0
-    cdef int i
-    if z <= 1:
-        s = z / (z + 2)
-    else:
-        u = significand_of(1 + z, &k)
-        s = (u - 1) / (u + 1)
+    """log(1 + z) for finite z >= 0, in double: the logarithm of a row's sum.
+
+    Without branches or inner loops, so that compilers make vectors of a loop over it.
+    """
+    cdef double k, u = significand_of(1 + z, &k), numerator, denominator, s, w, p
+    cdef const double *c = ATANH_TAIL_DOUBLE
+    # Up to 1 no power of two is taken off, so that small z keep their accuracy.
+    numerator = z if z <= 1 else u - 1
+    denominator = z + 2 if z <= 1 else u + 1
+    k = 0 if z <= 1 else k
+    s = numerator / denominator
     w = s * s
-    p = ATANH_TAIL_DOUBLE[LOG_DEGREE_DOUBLE - 1]
-    for i in range(LOG_DEGREE_DOUBLE - 2, -1, -1):
-        p = fma(p, w, ATANH_TAIL_DOUBLE[i])
-    return k * LN2_HIGH_DOUBLE + (fma(p * w, s + s, s + s) + k * LN2_LOW_DOUBLE)
+    p = fma(c[9], w, c[8])
+    p = fma(p, w, c[7])
+    p = fma(p, w, c[6])
+    p = fma(p, w, c[5])
+    p = fma(p, w, c[4])
+    p = fma(p, w, c[3])
+    p = fma(p, w, c[2])
+    p = fma(p, w, c[1])
+    p = fma(p, w, c[0])
+    # z - z: NaN would be lost in the significand's bits.
+    return k * LN2_HIGH_DOUBLE + (fma(p * w, s + s, s + s) + k * LN2_LOW_DOUBLE) + (z - z)
+
+
+cdef void log1p_all(double *z, Py_ssize_t n) noexcept nogil:
+    """log1p of n numbers, in place."""
+    cdef Py_ssize_t i
+    for i in range(n):
+        z[i] = log1p_double(z[i])

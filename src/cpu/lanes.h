@@ -320,10 +320,14 @@ INLINE double significand_of(double x, double *exponent) {
     memcpy(&word, &x, sizeof word);
     /* Adding the distance from sqrt(1/2) to 1 carries into the exponent field. */
     uint64_t shifted = word + (0x3ff0000000000000 - 0x3fe6a09e667f3bcd);
-    int64_t power = (int64_t)(shifted >> 52) - 1023;
-    word -= (uint64_t)power << 52;
+    uint64_t biased = shifted >> 52;
+    word -= (biased << 52) - 0x3ff0000000000000;
     memcpy(&x, &word, sizeof x);
-    *exponent = (double)power;
+    /* AVX2 cannot convert 64-bit integers: put this one into the low bits of 2^52. */
+    uint64_t magic = biased | 0x4330000000000000;
+    double power;
+    memcpy(&power, &magic, sizeof power);
+    *exponent = power - (0x1p52 + 1023);
     return x;
 }
 

@@ -291,8 +291,8 @@ cdef inline vec log_probability(bint general, vec x, vec m, vec beta_high, vec b
 
 
 cdef inline vec last_value(int op, bint general, bint dense, bint rescaled, vec x, vec y,
-                           vec scale, vec high, vec low, vec m, vec beta_high,
-                           vec beta_low) noexcept nogil:
+                           vec scale, vec high, vec low, vec m,
+                           vec beta) noexcept nogil:
     """One vector of the last sweep; x holds exponentials where the operation stored them."""
     cdef vec result
     if stores_exp(op):
@@ -300,13 +300,27 @@ cdef inline vec last_value(int op, bint general, bint dense, bint rescaled, vec 
             x = v_mul(x, scale)
         result = v_multiply(x, high, low)
         return v_fma(m, y, result) if dense else result
-    if op == LOG_SOFTMAX:
-        return log_probability(general, x, m, beta_high, beta_low, high)
     if op == SOFTMAX_VJP:
         result = v_mul(x, v_sub(y, m))
     else:
         result = v_sub(y, v_mul(exp_of_negative(x), m))
-    return v_mul(result, beta_high) if general else result
+    return v_mul(result, beta) if general else result
+
+
+cdef inline void write_logs(bint general, const real *x, real *out, Py_ssize_t n,
+                            const View *view, double maximum, double log_sum) noexcept nogil:
+    """The last sweep of log_softmax."""
+    cdef vec m = v_set1(<real>maximum), log_s = v_set1(<real>log_sum)
+    cdef vec beta_high = v_set1(<real>view.beta_high), beta_low = v_set1(<real>view.beta_low)
+    cdef vmask present
+    cdef Py_ssize_t i = 0
+    while i + VLEN <= n:
+        v_store(out + i, log_probability(general, v_load(x + i), m, beta_high, beta_low, log_s))
+        i += VLEN
+    if i < n:
+        present = v_first(n - i)
+        v_store_first(out + i, present, log_probability(
+            general, v_load_first(x + i, present, m), m, beta_high, beta_low, log_s))
 
 
 cdef inline void write(int op, bint general, bint dense, const real *x, const real *y,
@@ -317,7 +331,7 @@ cdef inline void write(int op, bint general, bint dense, const real *x, const re
     cdef Factor factor
     cdef double step, split
     cdef vec scale = v_set1(1), high = scale, low = scale, m = scale
-    cdef vec beta_high = scale, beta_low = scale
+    cdef vec beta = scale
     cdef vec zero = v_set1(0), xv, yv = zero
     cdef vmask present
     cdef Py_ssize_t begin, end, i
@@ -327,13 +341,11 @@ cdef inline void write(int op, bint general, bint dense, const real *x, const re
                         whole_sum(whole))
         m = v_set1(<real>-gradient)
     elif op == LOG_SOFTMAX:
-        m = v_set1(<real>whole.max)
-        high = v_set1(<real>log_sum(whole))
-        beta_high = v_set1(<real>view.beta_high)
-        beta_low = v_set1(<real>view.beta_low)
+        write_logs(general, x, out, n, view, whole.max, log_sum(whole))
+        return
     else:
         m = v_set1(<real>whole.dot)
-        beta_high = v_set1(<real>view.beta_high)
+        beta = v_set1(<real>view.beta_high)
     for begin from 0 <= begin < n by BLOCK:
         end = min(n, begin + BLOCK)
         rescaled = False
@@ -351,7 +363,7 @@ cdef inline void write(int op, bint general, bint dense, const real *x, const re
             if dense or is_product(op):
                 yv = v_load(y + i)
             v_store(out + i, last_value(op, general, dense, rescaled, xv, yv, scale, high, low,
-                                        m, beta_high, beta_low))
+                                        m, beta))
             i += VLEN
         if i < end:
             present = v_first(end - i)
@@ -360,7 +372,7 @@ cdef inline void write(int op, bint general, bint dense, const real *x, const re
                 yv = v_load_first(y + i, present, zero)
             v_store_first(out + i, present,
                           last_value(op, general, dense, rescaled, xv, yv, scale, high, low, m,
-                                     beta_high, beta_low))
+                                     beta))
 
 
 # ------------------------------------------------------------------------ one whole row
@@ -471,13 +483,13 @@ cdef void limit_row(int op, const real *x, const real *q, real *out, const Task 
 
 
 cdef inline void finish(int op, const Task *task, Py_ssize_t row, double temperature,
-                        double target_logit, const Partial *whole) noexcept nogil:
+                        double target_logit, double log_s, const Partial *whole) noexcept nogil:
     """The row's single value, if it has one."""
     if op == LOGSUMEXP:
-        set_row_out(task, row, whole.max + log_sum(whole))
+        set_row_out(task, row, whole.max + log_s)
     elif is_loss(op):
         set_row_out(task, row, loss_of(temperature, target_logit, spike_weight(task, row),
-                                       log_sum(whole), whole))
+                                       log_s, whole))
 
 
 cdef inline void write_row(int op, bint general, bint dense, const real *x, const real *y,
@@ -501,101 +513,208 @@ cdef inline void write_row(int op, bint general, bint dense, const real *x, cons
                                                 dense, whole)
 
 
-cdef inline bint small_row(int op, int vectors, const real *x, real *out, const Task *task,
-                           Py_ssize_t row) noexcept nogil:
-    """A row of up to one lane row, kept in registers; False if it is out of reach."""
+cdef struct Rows:
+    # Contiguous rows at a regular distance; y and out may be NULL.
+    const char *x
+    const char *y
+    char *out
+    Py_ssize_t x_step, y_step, out_step
+    Py_ssize_t first, count  # number of the first row in the task, how many
+
+
+cdef inline const real *x_of(const Rows *rows, Py_ssize_t k) noexcept nogil:
+    return <const real *>(rows.x + k * rows.x_step)
+
+cdef inline const real *y_of(const Rows *rows, Py_ssize_t k) noexcept nogil:
+    return <const real *>(rows.y + k * rows.y_step) if rows.y != NULL else NULL
+
+cdef inline real *out_of(const Rows *rows, Py_ssize_t k) noexcept nogil:
+    return <real *>(rows.out + k * rows.out_step) if rows.out != NULL else NULL
+
+
+cdef enum:
+    BATCH = 16  # rows whose logarithms are taken together, as vectors
+
+cdef struct Batch:
+    Partial[BATCH] whole
+    double[BATCH] log_s
+    double[BATCH] target_logit
+
+
+cdef inline bint needs_log(int op) noexcept nogil:
+    return op != SOFTMAX and not is_product(op)
+
+
+cdef inline bint small_row(int op, int vectors, const real *x, const real *y, real *out,
+                           const Task *task, Py_ssize_t row, double target_logit,
+                           Partial *whole) noexcept nogil:
+    """A row of up to one lane row, in registers; False if it is out of reach.
+
+    Writes what needs no logarithm.
+    """
     cdef vec zero = v_set1(0), lowest = v_set1(<real>-INFINITY), maximum, largest, value
     cdef vec high, low
     cdef Factor factor
-    cdef vec[4] xv, e, rest
+    cdef vec[4] xv, yv, e, rest
     cdef real[LANES] kept
     cdef uint64_t ties = 0
     cdef vmask present = v_first(task.n - (vectors - 1) * VLEN)
     cdef Scale scale
-    cdef Partial whole
-    cdef double target_logit = 0, gradient = 0, spike = 0
+    cdef double gradient = 0, spike = 0
     cdef real m, exponent
-    cdef int v
-    for v in range(vectors - 1):
+    cdef int v, last = vectors - 1
+    for v in range(last):
         xv[v] = v_load(x + v * VLEN)
-    xv[vectors - 1] = v_load_first(x + (vectors - 1) * VLEN, present, lowest)
-    largest = lowest
-    for v in range(vectors):
-        largest = v_max(xv[v], largest)
-    m = v_reduce_max(largest)
-    if not fabs(m) <= ANCHOR:
-        return False
-    # As exponent_of and set_scale, but in real: shorter by several conversions.
-    exponent = 2 * ((m * (LOG2E / 2) + MAGIC) - MAGIC)
-    scale.magic = v_set1((MAGIC + (HEADROOM + BIAS)) - exponent)
-    scale.lowest = v_set1((exponent + (LOWEST_EXPONENT - HEADROOM)) * LN2_HIGH)
-    maximum = v_set1(m)
+    xv[last] = v_load_first(x + last * VLEN, present, zero if is_product(op) else lowest)
     for v in range(4):
         rest[v] = zero
-    for v in range(vectors):
-        e[v] = exp_scaled(False, xv[v], &scale)
-        rest[v] = v_zero_unless(v_ne(xv[v], maximum), e[v])
-        ties |= v_bits(v_eq(xv[v], maximum)) << (v * VLEN)
-        v_store(kept + v * VLEN, e[v])
-    whole.rest = add_lanes(rest)
-    whole.count = count_bits(ties)
-    whole.at_max = kept[first_bit(ties)]
-    whole.max = m
-    whole.dot = whole.q = 0
-    if is_loss(op):
-        target_logit = x[task.target[row]]
-    finish(op, task, row, 1, target_logit, &whole)
-    if op == LOGSUMEXP or op == CROSS_ENTROPY:
-        return True
-    if op == LOG_SOFTMAX:
-        high = low = v_set1(<real>log_sum(&whole))
+    if is_product(op):
+        for v in range(last):
+            yv[v] = v_load(y + v * VLEN)
+        yv[last] = v_load_first(y + last * VLEN, present, zero)
+        for v in range(vectors):
+            rest[v] = yv[v] if op == LOG_SOFTMAX_VJP else v_fma(xv[v], yv[v], zero)
+        whole.dot = add_lanes(rest)
+        if op == DOT:
+            return True
+        maximum = v_set1(<real>whole.dot)
+        for v in range(vectors):
+            e[v] = last_value(op, False, False, False, xv[v], yv[v], zero, zero, zero, maximum,
+                              zero)
     else:
+        largest = lowest
+        for v in range(vectors):
+            largest = v_max(xv[v], largest)
+        m = v_reduce_max(largest)
+        if not fabs(m) <= ANCHOR:
+            return False
+        # As exponent_of and set_scale, but in real: shorter by several conversions.
+        exponent = 2 * ((m * (LOG2E / 2) + MAGIC) - MAGIC)
+        scale.magic = v_set1((MAGIC + (HEADROOM + BIAS)) - exponent)
+        scale.lowest = v_set1((exponent + (LOWEST_EXPONENT - HEADROOM)) * LN2_HIGH)
+        maximum = v_set1(m)
+        for v in range(vectors):
+            e[v] = exp_scaled(False, xv[v], &scale)
+            rest[v] = v_zero_unless(v_ne(xv[v], maximum), e[v])
+            ties |= v_bits(v_eq(xv[v], maximum)) << (v * VLEN)
+            v_store(kept + v * VLEN, e[v])
+        whole.rest = add_lanes(rest)
+        whole.count = count_bits(ties)
+        whole.at_max = kept[first_bit(ties)]
+        whole.max = m
+        whole.dot = whole.q = 0
+        if not stores_exp(op):
+            return True
         if op == CROSS_ENTROPY_WITH_GRAD:
             gradient = task.gradient_scale
             spike = spike_weight(task, row)
         factor = divide(gradient * spike if op == CROSS_ENTROPY_WITH_GRAD else 1,
-                        whole_sum(&whole))
+                        whole_sum(whole))
         high = v_set1(factor.high)
         low = v_set1(factor.low)
-    for v in range(vectors):
-        if op == LOG_SOFTMAX:
-            value = log_probability(False, xv[v], maximum, zero, zero, high)
-        else:
-            value = v_multiply(e[v], high, low)
-        if v < vectors - 1:
-            v_store(out + v * VLEN, value)
-        else:
-            v_store_first(out + v * VLEN, present, value)
+        for v in range(vectors):
+            e[v] = v_multiply(e[v], high, low)
+    for v in range(last):
+        v_store(out + v * VLEN, e[v])
+    v_store_first(out + last * VLEN, present, e[last])
     if op == CROSS_ENTROPY_WITH_GRAD:
         out[task.target[row]] = <real>target_gradient(
-            out[task.target[row]], target_logit, spike, gradient, False, &whole)
+            out[task.target[row]], target_logit, spike, gradient, False, whole)
     return True
 
 
-cdef inline Py_ssize_t small_rows(int op, int vectors, const Task *task, Py_ssize_t begin,
-                                  Py_ssize_t end) noexcept nogil:
-    """Rows from `begin` on for as long as they are small_row's; the first that is not."""
-    cdef const char *x = task.x.data + begin * task.x.outer
-    cdef char *out = task.out.data + begin * task.out.outer if task.out.data != NULL else NULL
-    cdef Py_ssize_t row
-    for row in range(begin, end):
-        if is_loss(op) and task.target[row] == task.ignore_index:
-            return row
-        if not small_row(op, vectors, <const real *>x, <real *>out, task, row):
-            return row
-        x += task.x.outer
-        out += task.out.outer
-    return end
+cdef inline bint block_row(int op, const real *x, const real *y, real *out, const Task *task,
+                           Py_ssize_t row, double target_logit, const View *view, real *block,
+                           Partial *whole) noexcept nogil:
+    """A row of up to one block, its exponentials in scratch; otherwise like small_row."""
+    cdef double m = -INFINITY, exponent = 0
+    if not is_product(op):
+        m = block_max(x, task.n)
+        if not fabs(m) <= ANCHOR:
+            return False
+        exponent = exponent_of(view, m)
+    add_block(op, False, False, x, y, block, task.n, view, m, exponent, whole)
+    if stores_exp(op) or op == SOFTMAX_VJP or op == LOG_SOFTMAX_VJP:
+        write_row(op, False, False, x, y, block, out, task, row, 0, task.n, target_logit, view,
+                  whole, NULL)
+    return True
+
+
+cdef inline Py_ssize_t batched_rows(int op, int vectors, const Rows *rows, const Task *task,
+                                    Py_ssize_t begin, const View *view,
+                                    real *block) noexcept nogil:
+    """Rows from `begin` on, up to the first that is out of reach or ignored, which it returns.
+
+    vectors: how many a row takes, or 0 for more than a lane row.
+    """
+    cdef Batch batch
+    cdef Py_ssize_t k, count, start = begin, row
+    cdef Partial *whole
+    cdef const real *x
+    cdef real *out
+    cdef double log_s
+    cdef bint stopped = False
+    while start < rows.count and not stopped:
+        count = min(<Py_ssize_t>BATCH, rows.count - start)
+        for k in range(count):
+            row = rows.first + start + k
+            x = x_of(rows, start + k)
+            if is_loss(op):
+                if task.target[row] == task.ignore_index:
+                    stopped = True
+                else:
+                    batch.target_logit[k] = x[task.target[row]]
+            if not stopped:
+                if vectors > 0:
+                    stopped = not small_row(op, vectors, x, y_of(rows, start + k),
+                                            out_of(rows, start + k), task, row,
+                                            batch.target_logit[k], &batch.whole[k])
+                else:
+                    stopped = not block_row(op, x, y_of(rows, start + k),
+                                            out_of(rows, start + k), task, row,
+                                            batch.target_logit[k], view, block,
+                                            &batch.whole[k])
+            if stopped:
+                count = k
+                break
+            if needs_log(op):
+                batch.log_s[k] = all_but_one(&batch.whole[k]) / batch.whole[k].at_max
+        if needs_log(op):
+            log1p_all(batch.log_s, count)
+        for k in range(count):
+            row = rows.first + start + k
+            whole = &batch.whole[k]
+            if op == DOT:
+                set_row_out(task, row, whole.dot)
+            elif needs_log(op):
+                log_s = batch.log_s[k]
+                if op == LOG_SOFTMAX:
+                    write_logs(False, x_of(rows, start + k), out_of(rows, start + k), task.n,
+                               view, whole.max, log_s)
+                else:
+                    finish(op, task, row, 1, batch.target_logit[k], log_s, whole)
+        start += count
+    return start
+
+
+cdef struct Scratch:
+    real *block        # BLOCK reals
+    double *exponents  # K of each block of a row, if a row is longer than that
+    real *q            # q of a row, where it is not the target probabilities themselves
+    real *x_rows       # gathered rows
+    real *y_rows
+    void *memory       # to free
 
 
 cdef inline void large_row(int op, bint dense, const real *x, const real *y, real *out,
-                           const Task *task, Py_ssize_t row, View *view, real *block,
-                           double *exponents) noexcept nogil:
-    """A row of any length; `block` is scratch for BLOCK reals."""
+                           const Task *task, Py_ssize_t row, View *view,
+                           const Scratch *scratch) noexcept nogil:
+    """A row of any length, sweep by sweep."""
     cdef Partial whole
     cdef Py_ssize_t n = task.n
     cdef double target_logit = 0, start = -INFINITY, m
-    cdef real *e = block if n <= BLOCK else out
+    cdef real *e = scratch.block if n <= BLOCK else out
+    cdef double *exponents = scratch.exponents
     cdef bint swept
     if is_loss(op) and task.target != NULL:
         target_logit = x[task.target[row]]
@@ -621,7 +740,7 @@ cdef inline void large_row(int op, bint dense, const real *x, const real *y, rea
                 return
             set_view(view, view.temperature, m)
             sweep(op, True, dense, x, y, e, n, view, m, &whole, exponents)
-        finish(op, task, row, view.temperature, target_logit, &whole)
+        finish(op, task, row, view.temperature, target_logit, log_sum(&whole), &whole)
     if op == LOGSUMEXP or op == CROSS_ENTROPY:
         return
     if view.general:
@@ -682,23 +801,77 @@ cdef bint is_masked_whole(const Operand *mask, Py_ssize_t outer, Py_ssize_t inne
     return True
 
 
-cdef inline void one_row(int op, const real *x, const real *y, real *out, const Task *task,
-                         Py_ssize_t row, const View *view, bint dense, real *q, real *block,
-                         double *exponents) noexcept nogil:
-    """One contiguous row, whatever its length."""
+cdef inline void one_row(int op, const Rows *rows, Py_ssize_t k, const Task *task,
+                         const View *view, bint dense, const Scratch *scratch) noexcept nogil:
+    """A row of any length and kind."""
     cdef View own = view[0]
+    cdef Py_ssize_t row = rows.first + k
+    cdef const real *y = y_of(rows, k)
+    cdef double base
     if is_loss(op) and task.target != NULL and task.target[row] == task.ignore_index:
         set_row_out(task, row, 0)
-        fill(out, task.n, 0)
+        fill(out_of(rows, k), task.n, 0)
         return
     if task.temperature_step != 0:
         set_view(&own, task.temperature[row * task.temperature_step], 0)
-    if dense:
-        if task.target == NULL and q != NULL:
-            fill_q(task, y, q)
-        large_row(op, True, x, <const real *>q if q != NULL else y, out, task, row, &own, block, exponents)
-    else:
-        large_row(op, False, x, y, out, task, row, &own, block, exponents)
+    if not dense:
+        large_row(op, False, x_of(rows, k), y, out_of(rows, k), task, row, &own, scratch)
+        return
+    if task.target == NULL and scratch.q != NULL:
+        fill_q(task, y, scratch.q)
+    large_row(op, True, x_of(rows, k), <const real *>scratch.q if scratch.q != NULL else y,
+              out_of(rows, k), task, row, &own, scratch)
+
+
+cdef inline void each_row(int op, const Rows *rows, const Task *task, const View *view,
+                          bint dense, const Scratch *scratch) noexcept nogil:
+    """All rows, batched as long as nothing is special about them."""
+    cdef bint batched = task.n <= BLOCK and not view.general and not dense
+    cdef Py_ssize_t k = 0
+    while k < rows.count:
+        if batched:
+            if task.n > LANES:
+                k = batched_rows(op, 0, rows, task, k, view, scratch.block)
+            elif task.n > 3 * VLEN:
+                k = batched_rows(op, 4, rows, task, k, view, NULL)
+            elif task.n > 2 * VLEN:
+                k = batched_rows(op, 3, rows, task, k, view, NULL)
+            elif task.n > VLEN:
+                k = batched_rows(op, 2, rows, task, k, view, NULL)
+            else:
+                k = batched_rows(op, 1, rows, task, k, view, NULL)
+            if k == rows.count:
+                return
+        one_row(op, rows, k, task, view, dense, scratch)
+        k += 1
+
+
+cdef int get_scratch(const Task *task, Py_ssize_t together, bint needs_q, real *block,
+                     Scratch *scratch) noexcept nogil:
+    """Memory for what does not fit on the stack; `together` rows are gathered at a time."""
+    cdef Py_ssize_t n = task.n, blocks = (n + BLOCK - 1) // BLOCK, reals = 0
+    cdef real *free_reals
+    scratch.block = block
+    scratch.exponents = NULL
+    scratch.q = NULL
+    scratch.memory = NULL
+    if needs_q:
+        reals += n
+    reals += together * n * (2 if task.y.data != NULL else 1)
+    if reals == 0 and blocks <= 1:
+        return 0
+    scratch.memory = malloc(blocks * sizeof(double) + reals * sizeof(real))
+    if scratch.memory == NULL:
+        return -1
+    if blocks > 1:
+        scratch.exponents = <double *>scratch.memory
+    free_reals = <real *>(<double *>scratch.memory + blocks)
+    if needs_q:
+        scratch.q = free_reals
+        free_reals += n
+    scratch.x_rows = free_reals
+    scratch.y_rows = free_reals + together * n
+    return 0
 
 
 cdef inline int run_rows(int op, const Task *task, Py_ssize_t begin,
@@ -706,88 +879,63 @@ cdef inline int run_rows(int op, const Task *task, Py_ssize_t begin,
     """Rows [begin, end): in place where they are contiguous, else by way of scratch."""
     cdef real[BLOCK] block
     cdef View view
-    cdef Py_ssize_t n = task.n, row, outer, inner, count, k, room = 0
+    cdef Rows rows
+    cdef Scratch scratch
+    cdef Py_ssize_t n = task.n, row = begin, outer, inner, k
     cdef bint dense = is_dense(op, task), masked = task.mask.data != NULL
-    cdef bint has_y = task.y.data != NULL, has_out = task.out.data != NULL, small
+    cdef bint has_y = task.y.data != NULL, has_out = task.out.data != NULL
     cdef bint packed = (masked or not is_contiguous(&task.x) or not is_contiguous(&task.y)
                         or not is_contiguous(&task.out))
     # Neighbours along a short stride share cache lines, so they are copied together.
-    cdef Py_ssize_t together = 16 if packed and task.inner > 1 else 1
-    cdef char *memory = NULL
-    cdef double *exponents = NULL
-    cdef real *q = NULL
-    cdef real *x_rows = NULL
-    cdef real *y_rows = NULL
-    cdef real *x
-    cdef real *y
-    cdef real *out
-    cdef bint needs_q = dense and (task.target != NULL or task.class_weight != NULL
-                                   or task.label_smoothing != 0)
-    if n > BLOCK:
-        room += (n // BLOCK + 1) * <Py_ssize_t>sizeof(double)
-    if needs_q:
-        room += n * <Py_ssize_t>sizeof(real)
+    cdef Py_ssize_t together = 0
     if packed:
-        room += together * n * <Py_ssize_t>sizeof(real) * (2 if has_y else 1)
-    if room > 0:
-        memory = <char *>malloc(room)
-        if memory == NULL:
-            return -1
-        x = <real *>memory
-        if n > BLOCK:
-            exponents = <double *>memory
-            x = <real *>(exponents + n // BLOCK + 1)
-        if needs_q:
-            q = x
-            x += n
-        x_rows = x
-        y_rows = x + together * n
-    if needs_q and task.target != NULL:
-        fill_q(task, NULL, q)
+        together = min(<Py_ssize_t>BATCH, task.inner)
+    if get_scratch(task, together,
+                   dense and (task.target != NULL or task.class_weight != NULL
+                              or task.label_smoothing != 0), block, &scratch) != 0:
+        return -1
+    if dense and task.target != NULL:
+        fill_q(task, NULL, scratch.q)
     set_view(&view, task.temperature[0], 0)
     if task.temperature_step != 0:
         view.general = True  # decided row by row
 
-    row = begin
-    small = (not is_product(op) and n <= LANES and task.inner == 1 and not packed
-             and not view.general and not dense)
     while row < end:
-        if small and not is_product(op):
-            if n <= VLEN:
-                row = small_rows(op, 1, task, row, end)
-            elif n <= 2 * VLEN:
-                row = small_rows(op, 2, task, row, end)
-            elif n <= 3 * VLEN:
-                row = small_rows(op, 3, task, row, end)
-            else:
-                row = small_rows(op, 4, task, row, end)
-            if row == end:
-                break
         outer = row // task.inner
         inner = row - outer * task.inner
+        rows.first = row
         if not packed:
-            one_row(op, <const real *>at(&task.x, outer, inner),
-                    <const real *>at(&task.y, outer, inner) if has_y else NULL,
-                    <real *>at(&task.out, outer, inner) if has_out else NULL,
-                    task, row, &view, dense, q, block, exponents)
-            row += 1
+            rows.count = end - row if task.inner == 1 else 1
+            rows.x = at(&task.x, outer, inner)
+            rows.y = at(&task.y, outer, inner) if has_y else NULL
+            rows.out = NULL
+            if has_out:
+                rows.out = <char *>at(&task.out, outer, inner)
+            rows.x_step = task.x.outer
+            rows.y_step = task.y.outer
+            rows.out_step = task.out.outer
+            each_row(op, &rows, task, &view, dense, &scratch)
+            row += rows.count
             continue
-        count = min(min(together, task.inner - inner), end - row)
-        gather(&task.x, &task.mask, outer, inner, count, n, x_rows)
-        if has_y:
-            gather(&task.y, &task.mask, outer, inner, count, n, y_rows)
-        for k in range(count):
-            x = x_rows + k * n
-            y = y_rows + k * n if has_y else NULL
-            out = x if has_out else NULL
-            if masked and is_masked_whole(&task.mask, outer, inner + k, n):
-                set_row_out(task, row + k, -INFINITY)
-            else:
-                one_row(op, x, y, out, task, row + k, &view, dense, q, block, exponents)
+        rows.count = min(min(together, task.inner - inner), end - row)
+        rows.x = <const char *>scratch.x_rows
+        rows.y = <const char *>scratch.y_rows if has_y else NULL
+        rows.out = NULL
         if has_out:
-            scatter(op, &task.out, &task.mask, outer, inner, count, n, x_rows)
-        row += count
-    free(memory)
+            rows.out = <char *>scratch.x_rows
+        rows.x_step = rows.y_step = rows.out_step = n * <Py_ssize_t>sizeof(real)
+        gather(&task.x, &task.mask, outer, inner, rows.count, n, scratch.x_rows)
+        if has_y:
+            gather(&task.y, &task.mask, outer, inner, rows.count, n, scratch.y_rows)
+        each_row(op, &rows, task, &view, dense, &scratch)
+        if has_out:
+            scatter(op, &task.out, &task.mask, outer, inner, rows.count, n, scratch.x_rows)
+        if masked and task.row_out != NULL:
+            for k in range(rows.count):
+                if is_masked_whole(&task.mask, outer, inner + k, n):
+                    set_row_out(task, row + k, -INFINITY)
+        row += rows.count
+    free(scratch.memory)
     return 0
 
 
@@ -887,4 +1035,4 @@ cdef void write_piece(Operation op, const Task *task, Py_ssize_t row, Py_ssize_t
 cdef void finish_row(Operation op, const Task *task, Py_ssize_t row,
                      const Partial *whole) noexcept nogil:
     if op == LOGSUMEXP:
-        finish(LOGSUMEXP, task, row, 1, 0, whole)
+        finish(LOGSUMEXP, task, row, 1, 0, log_sum(whole), whole)

@@ -161,6 +161,7 @@ cdef inline bint one_panel(int op, bint full, const Panel *panel, real *row_out,
     cdef real *row = scratch.row
     cdef real *first = row + WIDE * VLEN
     cdef real *second = first + WIDE * VLEN
+    cdef double *log_s = scratch.chunks
     cdef double split, change
     cdef int v, i, depth = 0
     if op == SOFTMAX and n > BLOCK and panel.out == panel.x:
@@ -190,20 +191,22 @@ cdef inline bint one_panel(int op, bint full, const Panel *panel, real *row_out,
         index += 1
     while depth > 1:
         merge_level(scratch.stack, &depth)
-    if op == LOGSUMEXP:
+    if op == SOFTMAX:
         for i in range(WIDE * VLEN):
-            first[i] = <real>(whole[i].max + log_sum(&whole[i]))
-        for v in range(WIDE):
-            panel_store(<char *>row_out, panel, v, full, v_load(first + v * VLEN))
-        return True
-    for i in range(WIDE * VLEN):
-        if op == SOFTMAX:
             factor = divide(1, whole_sum(&whole[i]))
             first[i] = factor.high
             second[i] = factor.low
-        else:
-            first[i] = <real>log_sum(&whole[i])
+    else:
+        for i in range(WIDE * VLEN):
+            log_s[i] = all_but_one(&whole[i]) / whole[i].at_max
+        log1p_all(log_s, WIDE * VLEN)
+        for i in range(WIDE * VLEN):
+            first[i] = <real>(log_s[i] + (whole[i].max if op == LOGSUMEXP else 0))
             second[i] = <real>whole[i].max
+    if op == LOGSUMEXP:
+        for v in range(WIDE):
+            panel_store(<char *>row_out, panel, v, full, v_load(first + v * VLEN))
+        return True
     for v in range(WIDE):
         high[v] = v_load(first + v * VLEN)
         low[v] = v_load(second + v * VLEN)
