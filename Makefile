@@ -13,6 +13,7 @@ VENV ?= .venv
 PYTEST_FLAGS ?=
 
 bin := $(VENV)/bin
+asv := $(abspath $(bin))/asv
 pip := $(bin)/python -m pip install --quiet --disable-pip-version-check
 # A virtual environment belongs to the interpreter it was made with.
 made := $(VENV)/.made-with-$(subst /,_,$(PYTHON))
@@ -28,8 +29,8 @@ test: $(VENV)/.installed-test
 	$(bin)/pytest $(PYTEST_FLAGS)
 
 bench: $(VENV)/.installed-dev
-	test -e ~/.asv-machine.json || $(bin)/asv machine --yes >/dev/null
-	cd asv_bench && $(abspath $(bin))/asv run --quick --show-stderr --python=same
+	cd asv_bench && { test -e ~/.asv-machine.json || $(asv) machine --yes >/dev/null; }
+	cd asv_bench && $(asv) run --quick --show-stderr --python=same
 
 lint: $(VENV)/.installed-dev
 	$(bin)/ruff check .

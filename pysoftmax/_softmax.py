@@ -326,12 +326,14 @@ def _logsumexp(
     array, where = _masked(backend, x, where)
     if b is not None:
         factor = backend.as_array(b)
-        check.result_dtype(factor.dtype)
+        promoted = check.result_dtype(factor.dtype)
         array = backend.namespace.broadcast_to(
             array, np.broadcast_shapes(array.shape, factor.shape)
         )
         factor = backend.namespace.broadcast_to(factor, array.shape)
     wanted = check.choose_dtype(array, dtype)
+    if b is not None and dtype is None and not isinstance(b, int | float):
+        wanted = np.promote_types(wanted, promoted)
     axes = check.normalize_axes(axis, array.ndim)
     where = check.check_where(where, array.shape, backend)
     shape = check.reduced_shape(array.shape, axes, keepdims)

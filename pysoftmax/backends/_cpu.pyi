@@ -58,7 +58,7 @@ def sum_of_weights(
     labels: NDArray[np.int64], class_weight: NDArray[np.float64] | None, ignore_index: int
 ) -> float: ...
 
-# The fast path: None for whatever is not a simple array with plain options.
+# The fast path: None for all but simple arrays and plain options.
 def fast_softmax(
     x: Any, axis: Any, temperature: Any, where: Any, dtype: Any, out: Any
 ) -> _Array | None: ...
@@ -66,3 +66,29 @@ def fast_log_softmax(
     x: Any, axis: Any, temperature: Any, where: Any, dtype: Any, out: Any
 ) -> _Array | None: ...
 def fast_logsumexp(x: Any, axis: Any) -> _Array | None: ...
+def fast_sigmoid(x: Any, dtype: Any, out: Any) -> _Array | None: ...
+def fast_log_sigmoid(x: Any, dtype: Any, out: Any) -> _Array | None: ...
+def fast_vjp(
+    operation: int, grad_output: Any, values: Any, axis: Any, temperature: Any, out: Any
+) -> _Array | None: ...
+def fast_cross_entropy(
+    logits: Any,
+    target: Any,
+    axis: Any,
+    weight: Any,
+    ignore_index: Any,
+    label_smoothing: Any,
+    reduction: Any,
+    temperature: Any,
+    with_grad: bool,
+    grad_out: Any,
+) -> tuple[Any, Any] | None: ...
+def fast_binary_cross_entropy(
+    logits: Any,
+    target: Any,
+    weight: Any,
+    pos_weight: Any,
+    reduction: Any,
+    with_grad: bool,
+    grad_out: Any,
+) -> tuple[Any, Any] | None: ...

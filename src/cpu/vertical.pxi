@@ -50,12 +50,18 @@ cdef inline void halve_lanes(real *lanes, Py_ssize_t count) noexcept nogil:
         width //= 2
 
 
+cdef struct PanelPartial:
+    # A Partial for every row of a panel, field by field, so that loops over the rows
+    # become vectors.
+    double[WIDE * 16] max, at_max, count, rest, exponent
+
+
 cdef struct PanelScratch:
     real *lanes        # LANES slots of WIDE vectors
     real *row          # three times one value per row of the panel
     double *chunks     # four times one value per row: the chunk sums of a block
     double *exponents  # K of each row, block by block
-    Partial *stack     # levels of the tree over blocks, one Partial per row
+    PanelPartial *stack  # levels of the tree over blocks
 
 
 cdef inline void panel_max(bint full, const Panel *panel, Py_ssize_t begin, Py_ssize_t end,
@@ -83,7 +89,7 @@ cdef inline bint all_in_reach(const vec *m, real *row) noexcept nogil:
 cdef inline void panel_block(int op, bint full, const Panel *panel, Py_ssize_t begin,
                              Py_ssize_t end, const vec *m, const real *row_max,
                              double *exponents, PanelScratch *scratch,
-                             Partial *partials) noexcept nogil:
+                             PanelPartial *partial) noexcept nogil:
     """add_block for every row of a panel at once."""
     cdef vec one = v_set1(1), zero = v_set1(0), xv, e
     cdef vec[WIDE] count
@@ -129,24 +135,37 @@ cdef inline void panel_block(int op, bint full, const Panel *panel, Py_ssize_t b
         v_store(first + v * VLEN, exp_scaled(False, m[v], &scale[v]))
         v_store(second + v * VLEN, count[v])
     for i in range(WIDE * VLEN):
-        partials[i].max = row_max[i]
-        partials[i].exponent = exponents[i]
-        partials[i].rest = ((sums[i] + sums[i + WIDE * VLEN])
-                            + (sums[i + 2 * WIDE * VLEN] + sums[i + 3 * WIDE * VLEN]))
-        partials[i].at_max = first[i]
-        partials[i].count = second[i]
-        partials[i].dot = partials[i].q = 0
-        if row_max[i] == -INFINITY:
-            partials[i].at_max = partials[i].count = 0
+        partial.max[i] = row_max[i]
+        partial.exponent[i] = exponents[i]
+        partial.rest[i] = ((sums[i] + sums[i + WIDE * VLEN])
+                           + (sums[i + 2 * WIDE * VLEN] + sums[i + 3 * WIDE * VLEN]))
+        partial.at_max[i] = first[i] if row_max[i] > -INFINITY else 0
+        partial.count[i] = second[i] if row_max[i] > -INFINITY else 0
 
 
-cdef inline void merge_level(Partial *stack, int *depth) noexcept nogil:
+cdef inline void get_row(const PanelPartial *partial, int i, Partial *row) noexcept nogil:
+    row.max = partial.max[i]
+    row.at_max = partial.at_max[i]
+    row.count = partial.count[i]
+    row.rest = partial.rest[i]
+    row.exponent = partial.exponent[i]
+    row.dot = row.q = 0
+
+
+cdef inline void merge_level(PanelPartial *stack, int *depth) noexcept nogil:
     """Join the two topmost levels, row by row."""
-    cdef Partial *left = stack + (depth[0] - 2) * (WIDE * VLEN)
-    cdef Partial *right = left + WIDE * VLEN
+    cdef PanelPartial *into = stack + depth[0] - 2
+    cdef Partial left, right, joined
     cdef int i
     for i in range(WIDE * VLEN):
-        merge(&left[i], &right[i], &left[i])
+        get_row(into, i, &left)
+        get_row(into + 1, i, &right)
+        merge(&left, &right, &joined)
+        into.max[i] = joined.max
+        into.at_max[i] = joined.at_max
+        into.count[i] = joined.count
+        into.rest[i] = joined.rest
+        into.exponent[i] = joined.exponent
     depth[0] -= 1
 
 
@@ -157,7 +176,7 @@ cdef inline bint one_panel(int op, bint full, const Panel *panel, real *row_out,
     cdef vec[WIDE] m, running, high, low, step
     cdef Factor factor
     cdef Py_ssize_t n = panel.n, begin, end, c, bits, index = 0
-    cdef Partial *whole = scratch.stack
+    cdef PanelPartial *whole = scratch.stack
     cdef real *row = scratch.row
     cdef real *first = row + WIDE * VLEN
     cdef real *second = first + WIDE * VLEN
@@ -182,7 +201,7 @@ cdef inline bint one_panel(int op, bint full, const Panel *panel, real *row_out,
             v_store(row + v * VLEN, m[v])
         panel_block(op, full, panel, begin, end, m, row,
                     scratch.exponents + index * (WIDE * VLEN), scratch,
-                    scratch.stack + depth * (WIDE * VLEN))
+                    scratch.stack + depth)
         depth += 1
         bits = index
         while bits & 1:
@@ -191,18 +210,18 @@ cdef inline bint one_panel(int op, bint full, const Panel *panel, real *row_out,
         index += 1
     while depth > 1:
         merge_level(scratch.stack, &depth)
-    if op == SOFTMAX:
-        for i in range(WIDE * VLEN):
-            factor = divide(1, whole_sum(&whole[i]))
+    for i in range(WIDE * VLEN):
+        if op == SOFTMAX:
+            factor = divide(1, whole.count[i] * whole.at_max[i] + whole.rest[i])
             first[i] = factor.high
             second[i] = factor.low
-    else:
-        for i in range(WIDE * VLEN):
-            log_s[i] = all_but_one(&whole[i]) / whole[i].at_max
+        else:
+            log_s[i] = (whole.rest[i] + (whole.count[i] - 1) * whole.at_max[i]) / whole.at_max[i]
+    if op != SOFTMAX:
         log1p_all(log_s, WIDE * VLEN)
         for i in range(WIDE * VLEN):
-            first[i] = <real>(log_s[i] + (whole[i].max if op == LOGSUMEXP else 0))
-            second[i] = <real>whole[i].max
+            first[i] = <real>(log_s[i] + (whole.max[i] if op == LOGSUMEXP else 0))
+            second[i] = <real>whole.max[i]
     if op == LOGSUMEXP:
         for v in range(WIDE):
             panel_store(<char *>row_out, panel, v, full, v_load(first + v * VLEN))
@@ -214,10 +233,10 @@ cdef inline bint one_panel(int op, bint full, const Panel *panel, real *row_out,
         end = min(n, begin + BLOCK)
         if op == SOFTMAX and n > BLOCK:
             for i in range(WIDE * VLEN):
-                change = scratch.exponents[begin // BLOCK * (WIDE * VLEN) + i] - whole[i].exponent
+                change = scratch.exponents[begin // BLOCK * (WIDE * VLEN) + i] - whole.exponent[i]
                 split = DEEP_SPLIT if change < DEEP else 0
                 row[i] = <real>power_of_two(change + split)
-                factor = divide(1, whole_sum(&whole[i]))
+                factor = divide(1, whole.count[i] * whole.at_max[i] + whole.rest[i])
                 first[i] = <real>(factor.high * power_of_two(-split))
                 second[i] = <real>(factor.low * power_of_two(-split))
             for v in range(WIDE):
@@ -253,16 +272,16 @@ cdef inline int run_panels(int op, const Task *task, Py_ssize_t begin,
     cdef int v
     while (<Py_ssize_t>1 << levels) <= 2 * blocks:
         levels += 1
-    size = columns * (4 * <Py_ssize_t>sizeof(double) + blocks * <Py_ssize_t>sizeof(double)
-                      + levels * <Py_ssize_t>sizeof(Partial)
-                      + (LANES + 3) * <Py_ssize_t>sizeof(real))
+    size = (columns * ((4 + blocks) * <Py_ssize_t>sizeof(double)
+                       + (LANES + 3) * <Py_ssize_t>sizeof(real))
+            + levels * <Py_ssize_t>sizeof(PanelPartial))
     memory = <char *>malloc(size)
     if memory == NULL:
         return -1
     scratch.chunks = <double *>memory
     scratch.exponents = scratch.chunks + 4 * columns
-    scratch.stack = <Partial *>(scratch.exponents + blocks * columns)
-    scratch.row = <real *>(scratch.stack + levels * columns)
+    scratch.stack = <PanelPartial *>(scratch.exponents + blocks * columns)
+    scratch.row = <real *>(scratch.stack + levels)
     scratch.lanes = scratch.row + 3 * columns
     panel.n = task.n
     panel.x_step = task.x.n
