@@ -40,7 +40,9 @@ REALS = {"float32": "0", "float64": "1"}
 
 # Not -ffast-math: NaN and infinity must work, and every rounding is part of the contract.
 FLAGS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-std=gnu11",
-         "-g0"]
+         "-g0",
+         # gcc cannot see that a sweep which returns True has filled in its result.
+         "-Wno-maybe-uninitialized"]
 HINT = (
     "pysoftmax: {what}.\nBuilding from source needs a C compiler and Python's headers, e.g.\n"
     "  Debian, Ubuntu:  apt-get install gcc python3-dev\n"

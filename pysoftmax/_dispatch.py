@@ -61,13 +61,12 @@ def backend_of(**arrays: Any) -> Backend:
             continue
         backend = numpy_backend if numpy_backend.recognises(array) else find(array)
         if backend is None:
-            libraries = ", ".join(
-                f"{name} (pip install 'pysoftmax[{extra}]')" if extra else name
-                for name, extra in _installable()
+            others = "".join(
+                f", {name} ({how_to_install(name)})" for name in names() if name != "numpy"
             )
             raise TypeError(
-                f"{argument}: no backend for {describe(array)}; expected an array of numpy "
-                f"(or a list or number), or of another backend: {libraries}"
+                f"{argument}: no backend for {describe(array)}; expected a list, a number, or "
+                f"an array of numpy{others}"
             )
         found.setdefault(backend.name, (backend, f"{argument} is {describe(array)}"))
     if len(found) > 1:
@@ -78,5 +77,8 @@ def backend_of(**arrays: Any) -> Backend:
     return next(iter(found.values()))[0]
 
 
-def _installable() -> list[tuple[str, str]]:
-    return [(name, BUILT_IN[name][1] if name in BUILT_IN else "") for name in names()]
+def how_to_install(name: str) -> str:
+    """The command that brings a backend's library."""
+    if name in BUILT_IN and BUILT_IN[name][1]:
+        return f"pip install 'pysoftmax[{BUILT_IN[name][1]}]'"
+    return f"pip install {load(name).library}"

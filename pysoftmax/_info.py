@@ -52,5 +52,5 @@ def _describe(name: str) -> dict[str, Any]:
     return {
         "available": version is not None,
         "version": version,
-        "install": None if version else f"pip install 'pysoftmax[{name}]'",
+        "install": None if version else _dispatch.how_to_install(name),
     }
