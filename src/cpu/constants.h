@@ -26,6 +26,10 @@ enum {
 /* exp is kept as p * 2^(t - K + HEADROOM), so that nothing that can still round to a
  * nonzero probability is subnormal before the last multiplication. */
 #define HEADROOM 64
+/* Lane sums of double start here: adding to it splits each term at one fixed place, so
+ * that the upper parts add up exactly (Rump, Ogita & Oishi 2008, algorithm 3.2). */
+#define SPLITS 1
+#define SPLITTER 0x1.8p70
 #define LOWEST_EXPONENT (-1018)
 /* Rows whose largest |x / T| exceeds this are shifted by their maximum first: up to here
  * rounding x * log2(e) leaves |r| within the polynomial's interval. */
@@ -47,6 +51,9 @@ static const real EXP_TAIL[EXP_DEGREE] = {
 #define MAGIC 12582912.0f
 #define BIAS 127
 #define HEADROOM 40
+/* Chunks of float are added in double; their own sums are short enough as they are. */
+#define SPLITS 0
+#define SPLITTER 0.0f
 #define LOWEST_EXPONENT (-122)
 #define ANCHOR 0x1p20f
 #define DEEP (-80)

@@ -56,12 +56,13 @@ typedef struct {
 } Task;
 
 /* What is known of a stretch of a row; two neighbours merge into one.
- * The stretch's sum of exp((x - c) / T) is (count * at_max + rest) * 2^exponent. */
+ * The stretch's sum of exp((x - c) / T) is (count * at_max + rest + low) * 2^exponent. */
 typedef struct {
     double max;      /* largest (x - c) seen; -inf for nothing seen */
     double at_max;   /* exp at the maximum, scaled; exact in real */
     double count;    /* how many elements equal the maximum */
     double rest;     /* sum over the others, scaled */
+    double low;      /* what rounding left out of rest */
     double exponent; /* an integer, K */
     double dot;      /* sum of q * (max - x), or of the products of a vjp */
     double q;        /* sum of q */

@@ -45,7 +45,8 @@ cdef extern from "constants.h" nogil:
         CHUNK
         BLOCK
         PIECE
-    real REAL_MAX, LOG2E, LN2_HIGH, LN2_LOW, MAGIC, ANCHOR
+    real REAL_MAX, LOG2E, LN2_HIGH, LN2_LOW, MAGIC, ANCHOR, SPLITTER
+    bint SPLITS
     int BIAS, HEADROOM, LOWEST_EXPONENT, DEEP, DEEP_SPLIT
     int EXP_DEGREE, LOG_DEGREE, LOG_DEGREE_DOUBLE
     const real *EXP_TAIL

@@ -28,6 +28,7 @@
 cdef struct Sums:
     # Four accumulators each: the four vectors of a lane row.
     vec[4] rest
+    vec[4] low
     vec[4] others  # how many columns went into rest
     vec[4] dot
     vec[4] q
@@ -66,6 +67,14 @@ cdef inline double block_max(const real *x, Py_ssize_t n) noexcept nogil:
     return v_reduce_max(v_max(v_max(m[0], m[2]), v_max(m[1], m[3])))
 
 
+cdef inline void add_split(vmask where, vec e, vec *rest, vec *low) noexcept nogil:
+    """Add e to a sum that started at SPLITTER; what does not fit its grid goes to low."""
+    cdef vec before = rest[0]
+    rest[0] = v_add_where(where, before, e)
+    if SPLITS:
+        low[0] = v_add_where(where, low[0], v_sub(e, v_sub(rest[0], before)))
+
+
 cdef inline vec add_element(int op, bint general, bint dense, vec x, vec y, const Scale *scale,
                             vec maximum, Sums *sums, int v) noexcept nogil:
     """Take one vector into the sums; its exponentials are returned."""
@@ -78,7 +87,7 @@ cdef inline vec add_element(int op, bint general, bint dense, vec x, vec y, cons
     else:
         e = exp_scaled(general, x, scale)
         other = v_ne(x, maximum)
-        sums.rest[v] = v_add_where(other, sums.rest[v], e)
+        add_split(other, e, &sums.rest[v], &sums.low[v])
         sums.others[v] = v_add_where(other, sums.others[v], v_set1(1))
         if dense:
             sums.dot[v] = v_add(sums.dot[v], v_zero_unless(v_ne(y, v_set1(0)),
@@ -102,7 +111,8 @@ cdef inline void add_chunk(int op, bint general, bint dense, const real *x, cons
     cdef Py_ssize_t i = 0, left
     cdef int v
     for v in range(4):
-        sums.rest[v] = zero
+        sums.rest[v] = v_set1(SPLITTER)
+        sums.low[v] = zero
         sums.others[v] = zero
         sums.dot[v] = zero
         sums.q[v] = zero
@@ -130,13 +140,23 @@ cdef inline void add_chunk(int op, bint general, bint dense, const real *x, cons
     if is_product(op):
         chunk.dot = add_lanes(sums.dot)
     else:
+        for v in range(4):
+            sums.rest[v] = v_sub(sums.rest[v], v_set1(SPLITTER))
         chunk.rest = add_lanes(sums.rest)
+        chunk.low = add_lanes(sums.low) if SPLITS else 0
         # Absent columns of the last lane row count as others, too.
         left = (n + VLEN - 1) // VLEN * VLEN
         chunk.count = left - <double>add_lanes(sums.others)
         if dense:
             chunk.dot = add_lanes(sums.dot)
             chunk.q = add_lanes(sums.q)
+
+
+cdef inline void add_exactly(const Partial *a, const Partial *b, Partial *total) noexcept nogil:
+    """rest and low of a + b; the error of adding the rests goes to low (Knuth's TwoSum)."""
+    cdef double rest = a.rest + b.rest, b_part = rest - a.rest
+    total.low = (a.low + b.low) + ((a.rest - (rest - b_part)) + (b.rest - b_part))
+    total.rest = rest
 
 
 cdef inline void add_block(int op, bint general, bint dense, const real *x, const real *y,
@@ -151,7 +171,7 @@ cdef inline void add_block(int op, bint general, bint dense, const real *x, cons
     if not is_product(op):
         set_scale(&scale, view, exponent)
     for c in range(4):
-        chunk[c].rest = chunk[c].count = chunk[c].dot = chunk[c].q = 0
+        chunk[c].rest = chunk[c].low = chunk[c].count = chunk[c].dot = chunk[c].q = 0
     for c in range(chunks):
         begin = c * CHUNK
         add_chunk(op, general, dense, x + begin, y + begin if y != NULL else NULL,
@@ -159,8 +179,10 @@ cdef inline void add_block(int op, bint general, bint dense, const real *x, cons
                   &chunk[c])
     block.max = own_max
     block.exponent = exponent
-    block.rest = (chunk[0].rest + chunk[1].rest) + (chunk[2].rest + chunk[3].rest)
-    block.count = (chunk[0].count + chunk[1].count) + (chunk[2].count + chunk[3].count)
+    add_exactly(&chunk[0], &chunk[1], &chunk[0])
+    add_exactly(&chunk[2], &chunk[3], &chunk[2])
+    add_exactly(&chunk[0], &chunk[2], block)
+    block.count = chunk[0].count + chunk[1].count + chunk[2].count + chunk[3].count
     block.dot = (chunk[0].dot + chunk[1].dot) + (chunk[2].dot + chunk[3].dot)
     block.q = (chunk[0].q + chunk[1].q) + (chunk[2].q + chunk[3].q)
     block.at_max = 0
@@ -180,15 +202,21 @@ cdef void merge(const Partial *left, const Partial *right, Partial *result) noex
     cdef const Partial *high = left if left.max >= right.max else right
     cdef const Partial *low = right if left.max >= right.max else left
     cdef double scale = power_of_two(low.exponent - high.exponent) if low.max > -INFINITY else 1.0
-    cdef double high_rest = high.rest, low_rest = low.rest * scale
     cdef double low_dot = low.dot, at_max = high.at_max, count = high.count
+    cdef Partial scaled, ties
+    scaled.rest = low.rest * scale
+    scaled.low = low.low * scale
     if low.max == high.max:
         count += low.count
     else:
-        low_rest += low.count * low.at_max * scale
+        ties.rest = low.count * low.at_max * scale
+        ties.low = 0
+        add_exactly(&scaled, &ties, &scaled)
         if low.q != 0:
             low_dot += low.q * (high.max - low.max)
-    result.rest = high_rest + low_rest
+    add_exactly(high, &scaled, &scaled)
+    result.rest = scaled.rest
+    result.low = scaled.low
     result.dot = high.dot + low_dot
     result.q = high.q + low.q
     result.max = high.max
@@ -252,12 +280,12 @@ cdef inline bint sweep(int op, bint general, bint dense, const real *x, const re
 
 cdef inline double whole_sum(const Partial *whole) noexcept nogil:
     """S 2^(HEADROOM - K)."""
-    return whole.count * whole.at_max + whole.rest
+    return whole.count * whole.at_max + (whole.rest + whole.low)
 
 
 cdef inline double all_but_one(const Partial *whole) noexcept nogil:
     """R 2^(HEADROOM - K): the sum without one maximum."""
-    return whole.rest + (whole.count - 1) * whole.at_max
+    return (whole.rest + whole.low) + (whole.count - 1) * whole.at_max
 
 
 cdef inline double log_sum(const Partial *whole) noexcept nogil:
@@ -555,7 +583,7 @@ cdef inline bint small_row(int op, int vectors, const real *x, const real *y, re
     cdef vec zero = v_set1(0), lowest = v_set1(<real>-INFINITY), maximum, largest, value
     cdef vec high, low
     cdef Factor factor
-    cdef vec[4] xv, yv, e, rest
+    cdef vec[4] xv, yv, e, rest, low_rest
     cdef real[LANES] kept
     cdef uint64_t ties = 0
     cdef vmask present = v_first(task.n - (vectors - 1) * VLEN)
@@ -593,12 +621,17 @@ cdef inline bint small_row(int op, int vectors, const real *x, const real *y, re
         scale.magic = v_set1((MAGIC + (HEADROOM + BIAS)) - exponent)
         scale.lowest = v_set1((exponent + (LOWEST_EXPONENT - HEADROOM)) * LN2_HIGH)
         maximum = v_set1(m)
+        for v in range(4):
+            low_rest[v] = zero
         for v in range(vectors):
             e[v] = exp_scaled(False, xv[v], &scale)
-            rest[v] = v_zero_unless(v_ne(xv[v], maximum), e[v])
+            rest[v] = v_set1(SPLITTER)
+            add_split(v_ne(xv[v], maximum), e[v], &rest[v], &low_rest[v])
+            rest[v] = v_sub(rest[v], v_set1(SPLITTER))
             ties |= v_bits(v_eq(xv[v], maximum)) << (v * VLEN)
             v_store(kept + v * VLEN, e[v])
         whole.rest = add_lanes(rest)
+        whole.low = add_lanes(low_rest) if SPLITS else 0
         whole.count = count_bits(ties)
         whole.at_max = kept[first_bit(ties)]
         whole.max = m

@@ -27,7 +27,7 @@ cdef extern from "kernels.h" nogil:
         double label_smoothing
         double gradient_scale
     ctypedef struct Partial:
-        double max, at_max, count, rest, exponent, dot, q
+        double max, at_max, count, rest, low, exponent, dot, q
     ctypedef struct View:
         double shift, temperature, beta_high, beta_low
         bint general

@@ -53,13 +53,14 @@ cdef inline void halve_lanes(real *lanes, Py_ssize_t count) noexcept nogil:
 cdef struct PanelPartial:
     # A Partial for every row of a panel, field by field, so that loops over the rows
     # become vectors.
-    double[WIDE * 16] max, at_max, count, rest, exponent
+    double[WIDE * 16] max, at_max, count, rest, low, exponent
 
 
 cdef struct PanelScratch:
     real *lanes        # LANES slots of WIDE vectors
+    real *low          # as many, for what splitting leaves
     real *row          # three times one value per row of the panel
-    double *chunks     # four times one value per row: the chunk sums of a block
+    double *chunks     # eight times one value per row: the chunk sums of a block
     double *exponents  # K of each row, block by block
     PanelPartial *stack  # levels of the tree over blocks
 
@@ -91,16 +92,19 @@ cdef inline void panel_block(int op, bint full, const Panel *panel, Py_ssize_t b
                              double *exponents, PanelScratch *scratch,
                              PanelPartial *partial) noexcept nogil:
     """add_block for every row of a panel at once."""
-    cdef vec one = v_set1(1), zero = v_set1(0), xv, e
+    cdef vec one = v_set1(1), zero = v_set1(0), xv, e, rest, low
     cdef vec[WIDE] count
+    cdef Partial[4] quarter
     cdef Scale[WIDE] scale
     cdef View view
     cdef Py_ssize_t c, chunk, chunk_end
     cdef real *slot
+    cdef real *low_slot
     cdef real *first = scratch.row + WIDE * VLEN
     cdef real *second = first + WIDE * VLEN
     cdef double *sums = scratch.chunks
-    cdef int v, i
+    cdef int v, i, k
+    cdef Py_ssize_t count_lanes
     set_view(&view, 1, 0)
     for i in range(WIDE * VLEN):
         exponents[i] = exponent_of(&view, row_max[i])
@@ -110,25 +114,39 @@ cdef inline void panel_block(int op, bint full, const Panel *panel, Py_ssize_t b
         scale[v].magic = v_load(first + v * VLEN)
         scale[v].lowest = v_load(second + v * VLEN)
         count[v] = zero
-    for i in range(4 * WIDE * VLEN):
+    for i in range(8 * WIDE * VLEN):
         sums[i] = 0
     for chunk from begin <= chunk < end by CHUNK:
         chunk_end = min(end, chunk + CHUNK)
         for c in range(chunk, chunk_end):
             slot = scratch.lanes + ((c - chunk) % LANES) * (WIDE * VLEN)
+            low_slot = scratch.low + ((c - chunk) % LANES) * (WIDE * VLEN)
             for v in range(WIDE):
                 xv = panel_load(panel.x + c * panel.x_step, panel, v, full, zero)
                 e = exp_scaled(False, xv, &scale[v])
                 if op == SOFTMAX:
                     panel_store(panel.out + c * panel.out_step, panel, v, full, e)
                 count[v] = v_add_where(v_eq(xv, m[v]), count[v], one)
-                e = v_zero_unless(v_ne(xv, m[v]), e)
+                rest = v_set1(SPLITTER)
+                low = zero
                 if c - chunk >= LANES:
-                    e = v_add(v_load(slot + v * VLEN), e)
-                v_store(slot + v * VLEN, e)
-        halve_lanes(scratch.lanes, min(LANES, chunk_end - chunk))
+                    rest = v_load(slot + v * VLEN)
+                    if SPLITS:
+                        low = v_load(low_slot + v * VLEN)
+                add_split(v_ne(xv, m[v]), e, &rest, &low)
+                v_store(slot + v * VLEN, rest)
+                if SPLITS:
+                    v_store(low_slot + v * VLEN, low)
+        count_lanes = min(LANES, chunk_end - chunk)
+        for i in range(count_lanes * WIDE):
+            slot = scratch.lanes + i * VLEN
+            v_store(slot, v_sub(v_load(slot), v_set1(SPLITTER)))
+        halve_lanes(scratch.lanes, count_lanes)
+        if SPLITS:
+            halve_lanes(scratch.low, count_lanes)
         for i in range(WIDE * VLEN):
             sums[i] = scratch.lanes[i]
+            sums[4 * WIDE * VLEN + i] = scratch.low[i] if SPLITS else 0
         sums += WIDE * VLEN
     sums = scratch.chunks
     for v in range(WIDE):
@@ -137,8 +155,14 @@ cdef inline void panel_block(int op, bint full, const Panel *panel, Py_ssize_t b
     for i in range(WIDE * VLEN):
         partial.max[i] = row_max[i]
         partial.exponent[i] = exponents[i]
-        partial.rest[i] = ((sums[i] + sums[i + WIDE * VLEN])
-                           + (sums[i + 2 * WIDE * VLEN] + sums[i + 3 * WIDE * VLEN]))
+        for k in range(4):
+            quarter[k].rest = sums[k * WIDE * VLEN + i]
+            quarter[k].low = sums[(4 + k) * WIDE * VLEN + i]
+        add_exactly(&quarter[0], &quarter[1], &quarter[0])
+        add_exactly(&quarter[2], &quarter[3], &quarter[2])
+        add_exactly(&quarter[0], &quarter[2], &quarter[0])
+        partial.rest[i] = quarter[0].rest
+        partial.low[i] = quarter[0].low
         partial.at_max[i] = first[i] if row_max[i] > -INFINITY else 0
         partial.count[i] = second[i] if row_max[i] > -INFINITY else 0
 
@@ -148,8 +172,13 @@ cdef inline void get_row(const PanelPartial *partial, int i, Partial *row) noexc
     row.at_max = partial.at_max[i]
     row.count = partial.count[i]
     row.rest = partial.rest[i]
+    row.low = partial.low[i]
     row.exponent = partial.exponent[i]
     row.dot = row.q = 0
+
+
+cdef inline double panel_sum(const PanelPartial *whole, int i) noexcept nogil:
+    return whole.count[i] * whole.at_max[i] + (whole.rest[i] + whole.low[i])
 
 
 cdef inline void merge_level(PanelPartial *stack, int *depth) noexcept nogil:
@@ -165,6 +194,7 @@ cdef inline void merge_level(PanelPartial *stack, int *depth) noexcept nogil:
         into.at_max[i] = joined.at_max
         into.count[i] = joined.count
         into.rest[i] = joined.rest
+        into.low[i] = joined.low
         into.exponent[i] = joined.exponent
     depth[0] -= 1
 
@@ -212,11 +242,12 @@ cdef inline bint one_panel(int op, bint full, const Panel *panel, real *row_out,
         merge_level(scratch.stack, &depth)
     for i in range(WIDE * VLEN):
         if op == SOFTMAX:
-            factor = divide(1, whole.count[i] * whole.at_max[i] + whole.rest[i])
+            factor = divide(1, panel_sum(whole, i))
             first[i] = factor.high
             second[i] = factor.low
         else:
-            log_s[i] = (whole.rest[i] + (whole.count[i] - 1) * whole.at_max[i]) / whole.at_max[i]
+            log_s[i] = ((whole.rest[i] + whole.low[i])
+                        + (whole.count[i] - 1) * whole.at_max[i]) / whole.at_max[i]
     if op != SOFTMAX:
         log1p_all(log_s, WIDE * VLEN)
         for i in range(WIDE * VLEN):
@@ -236,7 +267,7 @@ cdef inline bint one_panel(int op, bint full, const Panel *panel, real *row_out,
                 change = scratch.exponents[begin // BLOCK * (WIDE * VLEN) + i] - whole.exponent[i]
                 split = DEEP_SPLIT if change < DEEP else 0
                 row[i] = <real>power_of_two(change + split)
-                factor = divide(1, whole.count[i] * whole.at_max[i] + whole.rest[i])
+                factor = divide(1, panel_sum(whole, i))
                 first[i] = <real>(factor.high * power_of_two(-split))
                 second[i] = <real>(factor.low * power_of_two(-split))
             for v in range(WIDE):
@@ -272,17 +303,18 @@ cdef inline int run_panels(int op, const Task *task, Py_ssize_t begin,
     cdef int v
     while (<Py_ssize_t>1 << levels) <= 2 * blocks:
         levels += 1
-    size = (columns * ((4 + blocks) * <Py_ssize_t>sizeof(double)
-                       + (LANES + 3) * <Py_ssize_t>sizeof(real))
+    size = (columns * ((8 + blocks) * <Py_ssize_t>sizeof(double)
+                       + (2 * LANES + 3) * <Py_ssize_t>sizeof(real))
             + levels * <Py_ssize_t>sizeof(PanelPartial))
     memory = <char *>malloc(size)
     if memory == NULL:
         return -1
     scratch.chunks = <double *>memory
-    scratch.exponents = scratch.chunks + 4 * columns
+    scratch.exponents = scratch.chunks + 8 * columns
     scratch.stack = <PanelPartial *>(scratch.exponents + blocks * columns)
     scratch.row = <real *>(scratch.stack + levels)
     scratch.lanes = scratch.row + 3 * columns
+    scratch.low = scratch.lanes + LANES * columns
     panel.n = task.n
     panel.x_step = task.x.n
     panel.out_step = task.out.n
