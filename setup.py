@@ -1,7 +1,6 @@
 """Build of the compiled modules: one kernel module per CPU target and real type, one door.
 
-The table TARGETS is the only place that names a CPU target and its compiler flags; what
-was built is written into ``pysoftmax/backends/_targets.py``.
+The table TARGETS is the only place that says how a CPU target is compiled.
 """
 
 import os
@@ -39,10 +38,16 @@ TARGETS = {
 REALS = {"float32": "0", "float64": "1"}
 
 # Not -ffast-math: NaN and infinity must work, and every rounding is part of the contract.
-FLAGS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-std=gnu11",
-         "-g0",
-         # gcc cannot see that a sweep which returns True has filled in its result.
-         "-Wno-maybe-uninitialized"]
+FLAGS = [
+    "-O3",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-ffp-contract=off",
+    "-std=gnu11",
+    "-g0",
+    # gcc cannot see that a sweep which returns True has filled in its result.
+    "-Wno-maybe-uninitialized",
+]
 HINT = (
     "pysoftmax: {what}.\nBuilding from source needs a C compiler and Python's headers, e.g.\n"
     "  Debian, Ubuntu:  apt-get install gcc python3-dev\n"

@@ -18,12 +18,12 @@ def result_dtype(dtype: Any) -> np.dtype[Any]:
 
     Integers and bool are promoted: float32 holds all of 8 and 16 bits, float64 the others.
     """
-    dtype = np.dtype(dtype)
-    if dtype.name in HALVES or dtype.name in REALS:
-        return dtype.newbyteorder("=")
-    if dtype.kind in "biu":
-        return np.dtype(np.float32 if dtype.itemsize <= 2 else np.float64)
-    raise TypeError(f"expected an array of {ACCEPTED}, got {dtype}")
+    given: np.dtype[Any] = np.dtype(dtype)
+    if given.name in HALVES or given.name in REALS:
+        return given.newbyteorder("=")
+    if given.kind in "biu":
+        return np.dtype(np.float32 if given.itemsize <= 2 else np.float64)
+    raise TypeError(f"expected an array of {ACCEPTED}, got {given}")
 
 
 def choose_dtype(array: Array, dtype: Any) -> np.dtype[Any]:
@@ -31,11 +31,9 @@ def choose_dtype(array: Array, dtype: Any) -> np.dtype[Any]:
     natural = result_dtype(array.dtype)
     if dtype is None:
         return natural
-    wanted = np.dtype(dtype)
+    wanted: np.dtype[Any] = np.dtype(dtype)
     if wanted.name not in HALVES and wanted.name not in REALS:
-        raise TypeError(
-            f"dtype must be float16, bfloat16, float32 or float64, got {wanted.name}"
-        )
+        raise TypeError(f"dtype must be float16, bfloat16, float32 or float64, got {wanted.name}")
     return wanted.newbyteorder("=")
 
 
@@ -113,7 +111,11 @@ def check_where(where: Any, shape: tuple[int, ...], backend: Backend) -> Array |
 
 
 def output(
-    out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], backend: Backend, like: Array,
+    out: Any,
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    backend: Backend,
+    like: Array,
     name: str = "out",
 ) -> Array:
     """`out` if there is one and it fits, else a new array on the device of `like`."""

@@ -1,12 +1,14 @@
 """Which backend an array belongs to, by its type alone."""
 
 import importlib
-import importlib.metadata
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pysoftmax.backends import Backend
 from pysoftmax.backends import numpy as numpy_backend
+
+if TYPE_CHECKING:
+    import importlib.metadata
 
 # name -> (module, extra of pysoftmax that installs its library)
 BUILT_IN = {"numpy": ("pysoftmax.backends.numpy", "")}
@@ -15,17 +17,23 @@ ENTRY_POINTS = "pysoftmax.backends"
 
 
 @cache
-def third_party() -> dict[str, importlib.metadata.EntryPoint]:
+def third_party() -> "dict[str, importlib.metadata.EntryPoint]":
     """Backends that other distributions offer."""
+    # Here, because it takes as long to import as all of this package.
+    import importlib.metadata
+
     return {entry.name: entry for entry in importlib.metadata.entry_points(group=ENTRY_POINTS)}
 
 
 @cache
 def load(name: str) -> Backend:
     """Import a backend by name."""
-    if name in BUILT_IN:
-        return importlib.import_module(BUILT_IN[name][0])  # type: ignore[return-value]
-    return third_party()[name].load()
+    backend: Backend = (
+        importlib.import_module(BUILT_IN[name][0])
+        if name in BUILT_IN
+        else third_party()[name].load()
+    )
+    return backend
 
 
 def names() -> list[str]:
@@ -59,7 +67,7 @@ def backend_of(**arrays: Any) -> Backend:
     for argument, array in arrays.items():
         if array is None:
             continue
-        backend = numpy_backend if numpy_backend.recognises(array) else find(array)
+        backend: Backend | None = numpy_backend if numpy_backend.recognises(array) else find(array)
         if backend is None:
             others = "".join(
                 f", {name} ({how_to_install(name)})" for name in names() if name != "numpy"

@@ -1,6 +1,5 @@
 """Version, and what this installation can do."""
 
-import importlib.metadata
 import platform
 from typing import Any
 
@@ -9,7 +8,7 @@ import numpy as np
 from pysoftmax import _dispatch
 from pysoftmax.backends.numpy import cpu, target
 
-__version__: str = importlib.metadata.version("pysoftmax")
+__version__ = "0.1.0"
 
 
 def info() -> dict[str, Any]:
@@ -44,6 +43,8 @@ def info() -> dict[str, Any]:
 
 def _describe(name: str) -> dict[str, Any]:
     """Whether a backend's library is installed, which version, and how to install it."""
+    import importlib.metadata
+
     library = _dispatch.load(name).library
     try:
         version = importlib.metadata.version(library)

@@ -81,8 +81,16 @@ def cross_entropy(
     array([1.92874985e-22])
     """
     return _cross_entropy(
-        logits, target, axis, weight, ignore_index, label_smoothing, reduction, temperature,
-        False, None,
+        logits,
+        target,
+        axis,
+        weight,
+        ignore_index,
+        label_smoothing,
+        reduction,
+        temperature,
+        False,
+        None,
     )[0]
 
 
@@ -130,8 +138,16 @@ def cross_entropy_with_grad(
     array([[-0.3348,  0.2447,  0.09  ]])
     """
     return _cross_entropy(
-        logits, target, axis, weight, ignore_index, label_smoothing, reduction, temperature,
-        True, grad_out,
+        logits,
+        target,
+        axis,
+        weight,
+        ignore_index,
+        label_smoothing,
+        reduction,
+        temperature,
+        True,
+        grad_out,
     )
 
 
@@ -217,9 +233,7 @@ def binary_cross_entropy_with_logits_with_grad(
     >>> grad.round(4)
     array([-0.0237,  0.1345])
     """
-    return _binary_cross_entropy(
-        logits, target, weight, pos_weight, reduction, True, grad_out
-    )
+    return _binary_cross_entropy(logits, target, weight, pos_weight, reduction, True, grad_out)
 
 
 def _check_reduction(reduction: str) -> None:
@@ -241,7 +255,9 @@ def _check_target(
         backend.check_labels(target, shape[axis], ignore_index)
         return True
     if target.dtype.kind == "b":
-        raise TypeError("target must be class labels (integers) or probabilities (floats), got bool")
+        raise TypeError(
+            "target must be class labels (integers) or probabilities (floats), got bool"
+        )
     check.result_dtype(target.dtype)
     if target.shape != shape:
         raise ValueError(
@@ -280,13 +296,29 @@ def _reduced(total: float, divisor: float, dtype: Any) -> Any:
 
 
 def _cross_entropy(
-    logits: Any, target: Any, axis: Any, weight: Any, ignore_index: int,
-    label_smoothing: float, reduction: str, temperature: Any, with_grad: bool, grad_out: Any,
+    logits: Any,
+    target: Any,
+    axis: Any,
+    weight: Any,
+    ignore_index: int,
+    label_smoothing: float,
+    reduction: str,
+    temperature: Any,
+    with_grad: bool,
+    grad_out: Any,
 ) -> tuple[Any, Any]:
     _check_reduction(reduction)
     result = fast_cross_entropy(
-        logits, target, axis, weight, ignore_index, label_smoothing, reduction, temperature,
-        with_grad, grad_out,
+        logits,
+        target,
+        axis,
+        weight,
+        ignore_index,
+        label_smoothing,
+        reduction,
+        temperature,
+        with_grad,
+        grad_out,
     )
     if result is not None:
         return result
@@ -310,7 +342,15 @@ def _cross_entropy(
     loss = backend.empty(rows, wanted if reduction == "none" else _wide(wanted), array)
     if array.size:
         backend.cross_entropy(
-            array, truth, axis, factors, ignore_index, smoothing, temperature, loss, grad,
+            array,
+            truth,
+            axis,
+            factors,
+            ignore_index,
+            smoothing,
+            temperature,
+            loss,
+            grad,
             1 / divisor if divisor else 0.0,
         )
     else:
@@ -328,7 +368,12 @@ def _wide(dtype: Any) -> Any:
 
 
 def _binary_cross_entropy(
-    logits: Any, target: Any, weight: Any, pos_weight: Any, reduction: str, with_grad: bool,
+    logits: Any,
+    target: Any,
+    weight: Any,
+    pos_weight: Any,
+    reduction: str,
+    with_grad: bool,
     grad_out: Any,
 ) -> tuple[Any, Any]:
     _check_reduction(reduction)

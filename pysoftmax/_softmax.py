@@ -194,8 +194,12 @@ def logsumexp(
     (1.5413, -1.0)
     """
     if (
-        b is None and where is None and dtype is None and out is None
-        and keepdims is False and return_sign is False
+        b is None
+        and where is None
+        and dtype is None
+        and out is None
+        and keepdims is False
+        and return_sign is False
     ):
         result = fast_logsumexp(x, axis)
         if result is not None:
@@ -294,9 +298,7 @@ def log_softmax_vjp(
     return _vjp("log_softmax_vjp", grad_output, log_probabilities, axis, temperature, out)
 
 
-def _map(
-    name: str, x: Any, axis: Any, temperature: Any, where: Any, dtype: Any, out: Any
-) -> Any:
+def _map(name: str, x: Any, axis: Any, temperature: Any, where: Any, dtype: Any, out: Any) -> Any:
     """softmax or log_softmax of anything."""
     backend = backend_of(x=x, where=where)
     array, where = _masked(backend, x, where)
@@ -318,7 +320,13 @@ def _masked(backend: Backend, x: Any, where: Any) -> tuple[Array, Any]:
 
 
 def _logsumexp(
-    x: Any, axis: Any, b: Any, where: Any, keepdims: bool, return_sign: bool, dtype: Any,
+    x: Any,
+    axis: Any,
+    b: Any,
+    where: Any,
+    keepdims: bool,
+    return_sign: bool,
+    dtype: Any,
     out: Any,
 ) -> Any:
     """logsumexp with all its options."""
@@ -338,6 +346,7 @@ def _logsumexp(
     where = check.check_where(where, array.shape, backend)
     shape = check.reduced_shape(array.shape, axes, keepdims)
     result = check.output(out, shape, wanted, backend, array)
+    sign: Any
     if b is None:
         value, sign = _log_of_sum(backend, array, wanted, axes, where), None
     else:
@@ -391,16 +400,13 @@ def _log_of_weighted_sum(
     return value, sign
 
 
-def _vjp(
-    name: str, grad_output: Any, values: Any, axis: Any, temperature: Any, out: Any
-) -> Any:
+def _vjp(name: str, grad_output: Any, values: Any, axis: Any, temperature: Any, out: Any) -> Any:
     """softmax_vjp or log_softmax_vjp of anything."""
     backend = backend_of(grad_output=grad_output, values=values)
     grad, array = backend.as_array(grad_output), backend.as_array(values)
     if grad.shape != array.shape:
         raise ValueError(
-            f"grad_output must have the shape of the forward result {array.shape}, "
-            f"got {grad.shape}"
+            f"grad_output must have the shape of the forward result {array.shape}, got {grad.shape}"
         )
     check.result_dtype(grad.dtype)
     axes = check.normalize_axes(axis, array.ndim)

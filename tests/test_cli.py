@@ -60,7 +60,8 @@ def normal(*shape, dtype=np.float32):
 
 def program_after(setup):
     """Return the program with something to do before it."""
-    code = f"import re, resource, signal, sys; from pysoftmax.cli import main\n{setup}\nsys.exit(main())"
+    imports = "import re, resource, signal, sys; from pysoftmax.cli import main"
+    code = f"{imports}\n{setup}\nsys.exit(main())"
     return [sys.executable, "-c", code]
 
 

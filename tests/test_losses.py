@@ -494,7 +494,7 @@ def test_grad_out_is_checked(function):
             function(x, target, grad_out=wrong)
     read_only = np.zeros((4, 3))
     read_only.flags.writeable = False
-    with pytest.raises(ValueError, match="read-only|writ"):
+    with pytest.raises(ValueError, match=r"read-only|writ"):
         function(x, target, grad_out=read_only)
 
 

@@ -641,7 +641,7 @@ def test_out_of_another_dtype(function, wrong):
 def test_out_that_is_read_only(function):
     out = function(np.zeros((2, 5))) * 0 + 7
     out.flags.writeable = False
-    with pytest.raises(ValueError, match="read-only|writ"):
+    with pytest.raises(ValueError, match=r"read-only|writ"):
         function(np.zeros((2, 5)), out=out)
     assert (out == 7).all()
 

@@ -16,7 +16,8 @@ import pysoftmax as ps
 
 LENGTHS = (1, 2, 10, 100, 1000, 4096, 65537, 2**20, 2**24)
 MAGNITUDES = [
-    (centre, spread) for centre in (0, 1e3, -1e3, 1e6, -1e6, 1e30, -1e30)
+    (centre, spread)
+    for centre in (0, 1e3, -1e3, 1e6, -1e6, 1e30, -1e30)
     for spread in (1e-3, 1.0, 30.0, 1e4)
 ]
 SHAPES = [(1, 10), (1024, 10), (1024, 100), (1024, 1000), (64, 32000), (64, 128256), (1, 2**24)]
@@ -57,8 +58,10 @@ def accuracy():
                 worst[0] = max(worst[0], ulp(ps.softmax(x), p, p))
                 worst[1] = max(worst[1], ulp(ps.log_softmax(x), log_p, log_p))
                 worst[2] = max(worst[2], ulp(ps.logsumexp(x), lse, np.maximum(abs(lse), abs(peak))))
-            print(f"| {np.dtype(dtype).name} | {n} | " + " | ".join(f"{w:.2f}" for w in worst)
-                  + " |", flush=True)
+            print(
+                f"| {np.dtype(dtype).name} | {n} | " + " | ".join(f"{w:.2f}" for w in worst) + " |",
+                flush=True,
+            )
 
 
 def stable(x, axis):
@@ -124,8 +127,12 @@ def speed():
                 times = medians(contenders(x, axis), rounds)
                 cells = [f"{times[n] / x.size * 1e9:.3g}" if n in times else "-" for n in names]
                 ratio = f"{times['torch'] / times['pysoftmax']:.2f}" if "torch" in times else "-"
-                print(f"| {np.dtype(dtype).name} | {x.shape} | {axis} | " + " | ".join(cells)
-                      + f" | {ratio} |", flush=True)
+                print(
+                    f"| {np.dtype(dtype).name} | {x.shape} | {axis} | "
+                    + " | ".join(cells)
+                    + f" | {ratio} |",
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":

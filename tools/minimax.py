@@ -47,8 +47,6 @@ def remez(function, weight, degree, low, high, rounds=12):
     return coefficients, max(abs(e) for e in errors)
 
 
-
-
 def exp_tail(r):
     """(exp(r) - 1 - r) / r**2, by its series where the difference would cancel."""
     return mp.nsum(lambda k: r**k / mp.factorial(k + 2), [0, 40]) if r else mp.mpf(1) / 2
@@ -68,8 +66,10 @@ def report(name, function, weight, degree, low, high, real):
     nearest = [mp.mpf(float(real(float(c)))) for c in coefficients]
     grid = [low + (mp.mpf(high) - low) * (i + mp.mpf(1) / 3) / 3000 for i in range(3000)]
     error = max(abs((mp.polyval(nearest[::-1], x) - function(x)) * weight(x)) for x in grid)
-    print(f"{name}: degree {degree}, ideal {mp.nstr(ideal / unit, 3)} u, "
-          f"rounded {mp.nstr(error / unit, 3)} u (u = half an ULP of 1)")
+    print(
+        f"{name}: degree {degree}, ideal {mp.nstr(ideal / unit, 3)} u, "
+        f"rounded {mp.nstr(error / unit, 3)} u (u = half an ULP of 1)"
+    )
     for k, c in enumerate(nearest):
         print(f"  [{k}] {float(c).hex():>26}  {mp.nstr(c, 18)}")
 
@@ -80,13 +80,32 @@ if __name__ == "__main__":
         (np.float64, 0.3475, 9, 9),
     ):
         reach = mp.mpf(reach)
-        report(f"exp {real.__name__}", exp_tail, lambda r: r * r / mp.exp(r) + mp.mpf(10) ** -9, exp_degree,
-               -reach, reach, real)
-        report(f"atanh {real.__name__}", atanh_tail,
-               lambda w: w * (mp.sqrt(w) / mp.atanh(mp.sqrt(w)) if w else 1), log_degree,
-               mp.mpf(10) ** -6, mp.mpf(1) / 9, real)
+        report(
+            f"exp {real.__name__}",
+            exp_tail,
+            lambda r: r * r / mp.exp(r) + mp.mpf(10) ** -9,
+            exp_degree,
+            -reach,
+            reach,
+            real,
+        )
+        report(
+            f"atanh {real.__name__}",
+            atanh_tail,
+            lambda w: w * (mp.sqrt(w) / mp.atanh(mp.sqrt(w)) if w else 1),
+            log_degree,
+            mp.mpf(10) ** -6,
+            mp.mpf(1) / 9,
+            real,
+        )
     ln2, log2e = mp.log(2), 1 / mp.log(2)
     for real in (np.float32, np.float64):
         high = float(real(float(ln2)))
-        print(real.__name__, "ln2", high.hex(), float(real(float(ln2 - high))).hex(),
-              "log2e", float(real(float(log2e))).hex())
+        print(
+            real.__name__,
+            "ln2",
+            high.hex(),
+            float(real(float(ln2 - high))).hex(),
+            "log2e",
+            float(real(float(log2e))).hex(),
+        )

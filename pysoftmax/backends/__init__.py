@@ -55,21 +55,32 @@ class Backend(Protocol):
     def empty(self, shape: tuple[int, ...], dtype: Any, like: Array) -> Array:
         """An uninitialised array, on the device of `like`."""
 
-    def softmax(self, x: Array, axis: tuple[int, ...], out: Array, where: Array | None,
-                temperature: Any) -> None:
+    def softmax(
+        self, x: Array, axis: tuple[int, ...], out: Array, where: Array | None, temperature: Any
+    ) -> None:
         """Probabilities into `out`."""
 
-    def log_softmax(self, x: Array, axis: tuple[int, ...], out: Array, where: Array | None,
-                    temperature: Any) -> None:
+    def log_softmax(
+        self, x: Array, axis: tuple[int, ...], out: Array, where: Array | None, temperature: Any
+    ) -> None:
         """Log-probabilities into `out`."""
 
-    def logsumexp(self, x: Array, axis: tuple[int, ...], out: Array,
-                  where: Array | None) -> None:
+    def logsumexp(self, x: Array, axis: tuple[int, ...], out: Array, where: Array | None) -> None:
         """log sum exp into `out`, of the reduced shape."""
 
-    def cross_entropy(self, logits: Array, target: Array, axis: int, weight: Array | None,
-                      ignore_index: int, label_smoothing: float, temperature: Any,
-                      loss: Array, grad: Array | None, scale: float) -> None:
+    def cross_entropy(
+        self,
+        logits: Array,
+        target: Array,
+        axis: int,
+        weight: Array | None,
+        ignore_index: int,
+        label_smoothing: float,
+        temperature: Any,
+        loss: Array,
+        grad: Array | None,
+        scale: float,
+    ) -> None:
         """One loss per row into `loss` and, unless None, `scale` times its gradient."""
 
     def check_labels(self, target: Array, classes: int, ignore_index: int) -> None:
@@ -90,18 +101,37 @@ class Backend(Protocol):
     def log_sigmoid(self, x: Array, out: Array) -> None:
         """log sigmoid(x) into `out`."""
 
-    def binary_cross_entropy(self, logits: Array, target: Array, weight: Array | None,
-                             pos_weight: Array | None, loss: Array | None,
-                             grad: Array | None, scale: float) -> float:
+    def binary_cross_entropy(
+        self,
+        logits: Array,
+        target: Array,
+        weight: Array | None,
+        pos_weight: Array | None,
+        loss: Array | None,
+        grad: Array | None,
+        scale: float,
+    ) -> float:
         """One loss per element into `loss`, or if that is None return their sum.
 
         Unless `grad` is None, `scale` times the gradient goes there.
         """
 
-    def softmax_vjp(self, grad_output: Array, probabilities: Array, axis: tuple[int, ...],
-                    temperature: Any, out: Array) -> None:
+    def softmax_vjp(
+        self,
+        grad_output: Array,
+        probabilities: Array,
+        axis: tuple[int, ...],
+        temperature: Any,
+        out: Array,
+    ) -> None:
         """Gradient with respect to the logits into `out`."""
 
-    def log_softmax_vjp(self, grad_output: Array, log_probabilities: Array,
-                        axis: tuple[int, ...], temperature: Any, out: Array) -> None:
+    def log_softmax_vjp(
+        self,
+        grad_output: Array,
+        log_probabilities: Array,
+        axis: tuple[int, ...],
+        temperature: Any,
+        out: Array,
+    ) -> None:
         """Gradient with respect to the logits into `out`."""

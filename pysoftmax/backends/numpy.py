@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 
 from pysoftmax.backends import _cpu as cpu
+
+# The public functions try the fast ones first: they answer None to all but ordinary arrays.
 from pysoftmax.backends._cpu import (
     fast_binary_cross_entropy,
     fast_cross_entropy,
@@ -20,19 +22,6 @@ from pysoftmax.backends._cpu import (
     fast_vjp,
 )
 
-# The public functions try these first: they answer None to all but ordinary arrays.
-__all__ = [
-    "fast_binary_cross_entropy",
-    "fast_cross_entropy",
-    "fast_log_sigmoid",
-    "fast_log_softmax",
-    "fast_log_softmax_vjp",
-    "fast_logsumexp",
-    "fast_sigmoid",
-    "fast_softmax",
-    "fast_softmax_vjp",
-]
-
 Array = np.ndarray[Any, Any]
 
 name = "numpy"
@@ -40,8 +29,16 @@ library = "numpy"
 namespace = np
 
 # The operations of src/cpu/kernels.h.
-(SOFTMAX, LOG_SOFTMAX, LOGSUMEXP, CROSS_ENTROPY, CROSS_ENTROPY_WITH_GRAD, SOFTMAX_VJP,
- LOG_SOFTMAX_VJP, DOT) = range(8)
+(
+    SOFTMAX,
+    LOG_SOFTMAX,
+    LOGSUMEXP,
+    CROSS_ENTROPY,
+    CROSS_ENTROPY_WITH_GRAD,
+    SOFTMAX_VJP,
+    LOG_SOFTMAX_VJP,
+    DOT,
+) = range(8)
 
 # Elements converted at a time, where the kernels' real type is not the array's.
 SLAB = 1 << 16
@@ -72,11 +69,24 @@ cpu.use_target(target)
 
 def recognises(array: Any) -> bool:
     """ndarrays and what NumPy makes of lists, numbers, buffers and ``__array__``."""
-    if isinstance(array, np.ndarray | np.generic | list | tuple | bool | int | float | complex
-                  | array_module.array | memoryview):
+    if isinstance(
+        array,
+        np.ndarray
+        | np.generic
+        | list
+        | tuple
+        | bool
+        | int
+        | float
+        | complex
+        | array_module.array
+        | memoryview,
+    ):
         return True
-    # An array library that merely can be converted has __dlpack__ too.
-    return hasattr(array, "__array__") and not hasattr(array, "__dlpack__")
+    # pandas and the like; not array libraries of their own, nor what is still to be computed.
+    return hasattr(array, "__array__") and not (
+        hasattr(array, "__dlpack__") or hasattr(array, "__dask_graph__")
+    )
 
 
 def as_array(x: Any) -> Array:
@@ -127,7 +137,8 @@ def _rows(array: Array, axes: tuple[int, ...]) -> Array:
     if last - first + 1 == len(axes):
         shape = array.shape
         return array.reshape(
-            int(np.prod(shape[:first])), int(np.prod(shape[first : last + 1])),
+            int(np.prod(shape[:first])),
+            int(np.prod(shape[first : last + 1])),
             int(np.prod(shape[last + 1 :])),
         )
     together = np.moveaxis(array, axes, range(array.ndim - len(axes), array.ndim))
@@ -152,7 +163,8 @@ def _is_same(a: Array, b: Array) -> bool:
     """Whether two arrays are the same elements in the same order."""
     return (
         a.__array_interface__["data"][0] == b.__array_interface__["data"][0]
-        and a.strides == b.strides and a.shape == b.shape
+        and a.strides == b.strides
+        and a.shape == b.shape
     )
 
 
@@ -173,8 +185,10 @@ class _Output:
         self.out, self.axes = out, axes
         self.view = _rows(out, axes)
         self.direct = (
-            out.dtype == _real(out.dtype) and out.flags.aligned
-            and np.may_share_memory(self.view, out) and _apart(out, *inputs)
+            out.dtype == _real(out.dtype)
+            and out.flags.aligned
+            and np.may_share_memory(self.view, out)
+            and _apart(out, *inputs)
         )
         if not self.direct:
             self.view = _rows(np.empty(out.shape, _real(out.dtype)), axes)
@@ -192,7 +206,9 @@ class _Output:
 def _row_output(out: Array, *inputs: Array | None) -> Array:
     """A contiguous array for one value per row: `out` itself where that is safe."""
     if (
-        out.dtype == _real(out.dtype) and out.flags.c_contiguous and out.flags.aligned
+        out.dtype == _real(out.dtype)
+        and out.flags.c_contiguous
+        and out.flags.aligned
         and not any(i is not None and np.may_share_memory(i, out) for i in inputs)
     ):
         return out
@@ -234,7 +250,11 @@ def _slabs(x: Array, out: Array, axes: tuple[int, ...], *inputs: Array | None) -
 
 
 def _map(
-    operation: int, x: Array, axis: tuple[int, ...], out: Array, where: Array | None,
+    operation: int,
+    x: Array,
+    axis: tuple[int, ...],
+    out: Array,
+    where: Array | None,
     temperature: Any,
 ) -> None:
     for part, rows in _slabs(x, out, axis, where):
@@ -243,7 +263,9 @@ def _map(
         source = _computable(x[part], out.dtype)
         output = _Output(out[part], axis, source, mask)
         cpu.run_rows(
-            operation, _rows(source, axis), out=output.view,
+            operation,
+            _rows(source, axis),
+            out=output.view,
             mask=None if mask is None else _rows(mask, axis),
             temperature=_temperatures(degrees, out),
         )
@@ -268,8 +290,9 @@ def logsumexp(x: Array, axis: tuple[int, ...], out: Array, where: Array | None) 
         mask = None if where is None else _rows(where[part], axis)
         # A part of a contiguous array is contiguous only along its first axis.
         target = result if not rows else np.empty(result[rows].shape, result.dtype)
-        cpu.run_rows(LOGSUMEXP, _rows(_computable(x[part], out.dtype), axis), row_out=target,
-                     mask=mask)
+        cpu.run_rows(
+            LOGSUMEXP, _rows(_computable(x[part], out.dtype), axis), row_out=target, mask=mask
+        )
         if rows:
             result[rows] = target
     if result is not out:
@@ -278,15 +301,27 @@ def logsumexp(x: Array, axis: tuple[int, ...], out: Array, where: Array | None) 
 
 def dot(x: Array, y: Array, axis: tuple[int, ...], out: Array) -> None:
     result = _row_output(out, x, y)
-    cpu.run_rows(DOT, _rows(_computable(x, out.dtype), axis),
-                 y=_rows(_computable(y, out.dtype), axis), row_out=result)
+    cpu.run_rows(
+        DOT,
+        _rows(_computable(x, out.dtype), axis),
+        y=_rows(_computable(y, out.dtype), axis),
+        row_out=result,
+    )
     if result is not out:
         out[...] = result
 
 
 def cross_entropy(
-    logits: Array, target: Array, axis: int, weight: Array | None, ignore_index: int,
-    label_smoothing: float, temperature: Any, loss: Array, grad: Array | None, scale: float,
+    logits: Array,
+    target: Array,
+    axis: int,
+    weight: Array | None,
+    ignore_index: int,
+    label_smoothing: float,
+    temperature: Any,
+    loss: Array,
+    grad: Array | None,
+    scale: float,
 ) -> None:
     axes = (axis,)
     wanted = loss.dtype if grad is None else grad.dtype
@@ -367,7 +402,9 @@ def _elementwise(function: Any, x: Array, out: Array) -> None:
 def _flat_output(out: Array, *inputs: Array | None) -> Array:
     """A contiguous array of the shape of `out`: `out` itself where that is safe."""
     if (
-        out.dtype == _real(out.dtype) and out.flags.c_contiguous and out.flags.aligned
+        out.dtype == _real(out.dtype)
+        and out.flags.c_contiguous
+        and out.flags.aligned
         and _apart(out, *inputs)
     ):
         return out
@@ -375,20 +412,24 @@ def _flat_output(out: Array, *inputs: Array | None) -> Array:
 
 
 def binary_cross_entropy(
-    logits: Array, target: Array, weight: Array | None, pos_weight: Array | None,
-    loss: Array | None, grad: Array | None, scale: float,
+    logits: Array,
+    target: Array,
+    weight: Array | None,
+    pos_weight: Array | None,
+    loss: Array | None,
+    grad: Array | None,
+    scale: float,
 ) -> float:
     wanted = next((o.dtype for o in (loss, grad) if o is not None), None)
     if wanted is None:
         wanted = np.result_type(logits.dtype, np.float32)
-    inputs = [_contiguous(logits, wanted)]
-    inputs += [
-        None if a is None else _contiguous(a, inputs[0].dtype)
-        for a in (target, weight, pos_weight)
-    ]
-    grads = None if grad is None else _flat_output(grad, *inputs)
+    x = _contiguous(logits, wanted)
+    y = _contiguous(target, x.dtype)
+    w = None if weight is None else _contiguous(weight, x.dtype)
+    v = None if pos_weight is None else _contiguous(pos_weight, x.dtype)
+    grads = None if grad is None else _flat_output(grad, x, y, w, v)
     losses = None if loss is None else _flat_output(loss)
-    total = cpu.binary_cross_entropy(*inputs, losses, grads, scale)
+    total = cpu.binary_cross_entropy(x, y, w, v, losses, grads, scale)
     if grad is not None and grads is not grad:
         grad[...] = grads
     if loss is not None and losses is not loss:
@@ -401,28 +442,41 @@ fast_log_softmax_vjp = partial(fast_vjp, LOG_SOFTMAX_VJP)
 
 
 def softmax_vjp(
-    grad_output: Array, probabilities: Array, axis: tuple[int, ...], temperature: Any,
+    grad_output: Array,
+    probabilities: Array,
+    axis: tuple[int, ...],
+    temperature: Any,
     out: Array,
 ) -> None:
     _vjp(SOFTMAX_VJP, grad_output, probabilities, axis, temperature, out)
 
 
 def log_softmax_vjp(
-    grad_output: Array, log_probabilities: Array, axis: tuple[int, ...], temperature: Any,
+    grad_output: Array,
+    log_probabilities: Array,
+    axis: tuple[int, ...],
+    temperature: Any,
     out: Array,
 ) -> None:
     _vjp(LOG_SOFTMAX_VJP, grad_output, log_probabilities, axis, temperature, out)
 
 
 def _vjp(
-    operation: int, grad_output: Array, values: Array, axis: tuple[int, ...], temperature: Any,
+    operation: int,
+    grad_output: Array,
+    values: Array,
+    axis: tuple[int, ...],
+    temperature: Any,
     out: Array,
 ) -> None:
     values = _computable(values, out.dtype)
     grad_output = _computable(grad_output, values.dtype)
     output = _Output(out, axis, values, grad_output)
     cpu.run_rows(
-        operation, _rows(values, axis), y=_rows(grad_output, axis), out=output.view,
+        operation,
+        _rows(values, axis),
+        y=_rows(grad_output, axis),
+        out=output.view,
         temperature=_temperatures(temperature, out),
     )
     output.finish()

@@ -561,6 +561,7 @@ cdef inline real *out_of(const Rows *rows, Py_ssize_t k) noexcept nogil:
 
 
 cdef enum:
+    GATHERED = 1 << 18  # elements of rows gathered together: a second-level cache
     BATCH = 16  # rows whose logarithms are taken together, as vectors
 
 cdef struct Batch:
@@ -922,7 +923,7 @@ cdef inline int run_rows(int op, const Task *task, Py_ssize_t begin,
     # Neighbours along a short stride share cache lines, so they are copied together.
     cdef Py_ssize_t together = 0
     if packed:
-        together = min(<Py_ssize_t>BATCH, task.inner)
+        together = min(task.inner, max(<Py_ssize_t>1, min(<Py_ssize_t>64, GATHERED // n)))
     if get_scratch(task, together,
                    dense and (task.target != NULL or task.class_weight != NULL
                               or task.label_smoothing != 0), block, &scratch) != 0:
