@@ -250,6 +250,7 @@ cdef int run(Operation op, const Task *task, Py_ssize_t itemsize) noexcept nogil
             and task.temperature_step == 0 and task.temperature[0] == 1
             and task.x.inner == itemsize and task.inner * itemsize >= 64
             and (task.out.data == NULL or task.out.inner == itemsize)
+            and (task.y.data == NULL or task.y.inner == itemsize)
             and task.n > 1):
         panels = (task.inner + table.panel_columns - 1) // table.panel_columns
         return over_range(table.panels[<int>op], task, task.outer * panels, threads)

@@ -4,7 +4,7 @@ from cpython.pycapsule cimport PyCapsule_New
 from libc.math cimport INFINITY, NAN, fabs, fma, isnan, nearbyint
 from libc.stdint cimport uint64_t
 from libc.stdlib cimport free, malloc
-from libc.string cimport memcpy
+from libc.string cimport memchr, memcpy
 
 include "task.pxi"
 include "lanes.pxi"
@@ -26,6 +26,8 @@ table.rows[<int>DOT] = dot_rows
 table.panels[<int>SOFTMAX] = softmax_panels
 table.panels[<int>LOG_SOFTMAX] = log_softmax_panels
 table.panels[<int>LOGSUMEXP] = logsumexp_panels
+table.panels[<int>SOFTMAX_VJP] = softmax_vjp_panels
+table.panels[<int>LOG_SOFTMAX_VJP] = log_softmax_vjp_panels
 table.panel_columns = WIDE * VLEN
 table.anchor = ANCHOR
 table.piece_max = piece_max

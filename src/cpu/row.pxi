@@ -657,29 +657,29 @@ cdef inline bint small_row(int op, int vectors, const real *x, const real *y, re
     return True
 
 
-cdef inline bint block_row(int op, const real *x, const real *y, real *out, const Task *task,
+cdef inline bint block_row(int op, bint general, const real *x, const real *y, real *out, const Task *task,
                            Py_ssize_t row, double target_logit, const View *view, real *block,
                            Partial *whole) noexcept nogil:
     """A row of up to one block, its exponentials in scratch; otherwise like small_row."""
     cdef double m = -INFINITY, exponent = 0
     if not is_product(op):
         m = block_max(x, task.n)
-        if not fabs(m) <= ANCHOR:
+        if not in_reach(view, m):
             return False
         exponent = exponent_of(view, m)
-    add_block(op, False, False, x, y, block, task.n, view, m, exponent, whole)
+    add_block(op, general, False, x, y, block, task.n, view, m, exponent, whole)
     if stores_exp(op) or op == SOFTMAX_VJP or op == LOG_SOFTMAX_VJP:
-        write_row(op, False, False, x, y, block, out, task, row, 0, task.n, target_logit, view,
+        write_row(op, general, False, x, y, block, out, task, row, 0, task.n, target_logit, view,
                   whole, NULL)
     return True
 
 
-cdef inline Py_ssize_t batched_rows(int op, int vectors, const Rows *rows, const Task *task,
+cdef inline Py_ssize_t batched_rows(int op, bint general, int vectors, const Rows *rows, const Task *task,
                                     Py_ssize_t begin, const View *view,
                                     real *block) noexcept nogil:
     """Rows from `begin` on, up to the first that is out of reach or ignored, which it returns.
 
-    vectors: how many a row takes, or 0 for more than a lane row.
+    vectors: how many a row takes; 0 for more than a lane row, or with a temperature.
     """
     cdef Batch batch
     cdef Py_ssize_t k, count, start = begin, row
@@ -704,7 +704,7 @@ cdef inline Py_ssize_t batched_rows(int op, int vectors, const Rows *rows, const
                                             out_of(rows, start + k), task, row,
                                             batch.target_logit[k], &batch.whole[k])
                 else:
-                    stopped = not block_row(op, x, y_of(rows, start + k),
+                    stopped = not block_row(op, general, x, y_of(rows, start + k),
                                             out_of(rows, start + k), task, row,
                                             batch.target_logit[k], view, block,
                                             &batch.whole[k])
@@ -723,10 +723,11 @@ cdef inline Py_ssize_t batched_rows(int op, int vectors, const Rows *rows, const
             elif needs_log(op):
                 log_s = batch.log_s[k]
                 if op == LOG_SOFTMAX:
-                    write_logs(False, x_of(rows, start + k), out_of(rows, start + k), task.n,
+                    write_logs(general, x_of(rows, start + k), out_of(rows, start + k), task.n,
                                view, whole.max, log_s)
                 else:
-                    finish(op, task, row, 1, batch.target_logit[k], log_s, whole)
+                    finish(op, task, row, view.temperature, batch.target_logit[k], log_s,
+                           whole)
         start += count
     return start
 
@@ -801,34 +802,57 @@ cdef void gather(const Operand *operand, const Operand *mask, Py_ssize_t outer,
     """Copy `count` neighbouring rows into contiguous ones; masked elements become -inf."""
     cdef const char *source = at(operand, outer, inner)
     cdef const char *keep = at(mask, outer, inner) if mask.data != NULL else NULL
+    cdef real impossible = <real>-INFINITY
     cdef Py_ssize_t c, k
-    for c in range(n):
+    if operand.n == sizeof(real):
         for k in range(count):
-            memcpy(&rows[k * n + c], source + c * operand.n + k * operand.inner, sizeof(real))
-            if keep != NULL and not (keep + c * mask.n + k * mask.inner)[0]:
-                rows[k * n + c] = <real>-INFINITY
+            memcpy(rows + k * n, source + k * operand.inner, n * sizeof(real))
+    else:
+        for c in range(n):
+            for k in range(count):
+                rows[k * n + c] = (<const real *>(source + c * operand.n + k * operand.inner))[0]
+    if keep != NULL:
+        for k in range(count):
+            hide(rows + k * n, keep + k * mask.inner, mask.n, n, impossible)
+
+
+cdef inline void hide(real *row, const char *keep, Py_ssize_t step, Py_ssize_t n,
+                      real value) noexcept nogil:
+    """Put `value` wherever the mask is false."""
+    cdef Py_ssize_t c
+    if step == 1:
+        for c in range(n):
+            row[c] = row[c] if keep[c] else value
+    else:
+        for c in range(n):
+            row[c] = row[c] if keep[c * step] else value
 
 
 cdef void scatter(int op, const Operand *operand, const Operand *mask, Py_ssize_t outer,
-                  Py_ssize_t inner, Py_ssize_t count, Py_ssize_t n,
-                  const real *rows) noexcept nogil:
+                  Py_ssize_t inner, Py_ssize_t count, Py_ssize_t n, real *rows) noexcept nogil:
     """The way back; masked elements get the value of an impossible class."""
     cdef char *target = <char *>at(operand, outer, inner)
     cdef const char *keep = at(mask, outer, inner) if mask.data != NULL else NULL
-    cdef real masked = <real>(0 if op == SOFTMAX else -INFINITY), value
     cdef Py_ssize_t c, k
-    for c in range(n):
+    if keep != NULL:
         for k in range(count):
-            value = rows[k * n + c]
-            if keep != NULL and not (keep + c * mask.n + k * mask.inner)[0]:
-                value = masked
-            memcpy(target + c * operand.n + k * operand.inner, &value, sizeof(real))
+            hide(rows + k * n, keep + k * mask.inner, mask.n, n,
+                 <real>(0 if op == SOFTMAX else -INFINITY))
+    if operand.n == sizeof(real):
+        for k in range(count):
+            memcpy(target + k * operand.inner, rows + k * n, n * sizeof(real))
+    else:
+        for c in range(n):
+            for k in range(count):
+                (<real *>(target + c * operand.n + k * operand.inner))[0] = rows[k * n + c]
 
 
 cdef bint is_masked_whole(const Operand *mask, Py_ssize_t outer, Py_ssize_t inner,
                           Py_ssize_t n) noexcept nogil:
     cdef const char *keep = at(mask, outer, inner)
     cdef Py_ssize_t c
+    if mask.n == 1:
+        return memchr(keep, 1, n) == NULL
     for c in range(n):
         if (keep + c * mask.n)[0]:
             return False
@@ -860,20 +884,23 @@ cdef inline void one_row(int op, const Rows *rows, Py_ssize_t k, const Task *tas
 cdef inline void each_row(int op, const Rows *rows, const Task *task, const View *view,
                           bint dense, const Scratch *scratch) noexcept nogil:
     """All rows, batched as long as nothing is special about them."""
-    cdef bint batched = task.n <= BLOCK and not view.general and not dense
+    cdef bint batched = (task.n <= BLOCK and not dense and task.temperature_step == 0
+                         and not is_one_hot(view.temperature))
     cdef Py_ssize_t k = 0
     while k < rows.count:
         if batched:
-            if task.n > LANES:
-                k = batched_rows(op, 0, rows, task, k, view, scratch.block)
+            if view.general:
+                k = batched_rows(op, True, 0, rows, task, k, view, scratch.block)
+            elif task.n > LANES:
+                k = batched_rows(op, False, 0, rows, task, k, view, scratch.block)
             elif task.n > 3 * VLEN:
-                k = batched_rows(op, 4, rows, task, k, view, NULL)
+                k = batched_rows(op, False, 4, rows, task, k, view, NULL)
             elif task.n > 2 * VLEN:
-                k = batched_rows(op, 3, rows, task, k, view, NULL)
+                k = batched_rows(op, False, 3, rows, task, k, view, NULL)
             elif task.n > VLEN:
-                k = batched_rows(op, 2, rows, task, k, view, NULL)
+                k = batched_rows(op, False, 2, rows, task, k, view, NULL)
             else:
-                k = batched_rows(op, 1, rows, task, k, view, NULL)
+                k = batched_rows(op, False, 1, rows, task, k, view, NULL)
             if k == rows.count:
                 return
         one_row(op, rows, k, task, view, dense, scratch)

@@ -1,4 +1,4 @@
-# softmax, log_softmax and logsumexp along another axis than the last.
+# softmax, log_softmax, logsumexp and the vjps along another axis than the last.
 #
 # Mathematics, precision and the order of additions are those of row.pxi; here a lane is
 # one row, so nothing is ever added across lanes. A panel is four vectors of neighbouring
@@ -14,8 +14,9 @@ cdef enum:
 
 cdef struct Panel:
     const char *x
+    const char *y
     char *out
-    Py_ssize_t n, x_step, out_step
+    Py_ssize_t n, x_step, y_step, out_step
     vmask[WIDE] present
 
 
@@ -288,6 +289,58 @@ cdef inline bint one_panel(int op, bint full, const Panel *panel, real *row_out,
     return True
 
 
+cdef inline void product_panel(int op, bint full, const Panel *panel,
+                               PanelScratch *scratch) noexcept nogil:
+    """A panel of softmax_vjp or log_softmax_vjp."""
+    cdef vec zero = v_set1(0), xv = zero, yv, sum
+    cdef vec[WIDE] dot
+    cdef Py_ssize_t chunk, end, c, bits, index = 0
+    cdef real *slot
+    cdef int v, i, depth = 0
+    for chunk from 0 <= chunk < panel.n by CHUNK:
+        end = min(panel.n, chunk + CHUNK)
+        for c in range(chunk, end):
+            slot = scratch.lanes + ((c - chunk) % LANES) * (WIDE * VLEN)
+            for v in range(WIDE):
+                yv = panel_load(panel.y + c * panel.y_step, panel, v, full, zero)
+                sum = v_load(slot + v * VLEN) if c - chunk >= LANES else zero
+                if op == SOFTMAX_VJP:
+                    xv = panel_load(panel.x + c * panel.x_step, panel, v, full, zero)
+                    sum = v_fma(xv, yv, sum)
+                else:
+                    sum = v_add(yv, sum)
+                v_store(slot + v * VLEN, sum)
+        halve_lanes(scratch.lanes, min(LANES, end - chunk))
+        for i in range(WIDE * VLEN):
+            scratch.stack[depth].rest[i] = scratch.lanes[i]
+        depth += 1
+        bits = index
+        while bits & 1:
+            depth = fold_sums(scratch.stack, depth)
+            bits >>= 1
+        index += 1
+    while depth > 1:
+        depth = fold_sums(scratch.stack, depth)
+    for i in range(WIDE * VLEN):
+        scratch.row[i] = <real>scratch.stack[0].rest[i]
+    for v in range(WIDE):
+        dot[v] = v_load(scratch.row + v * VLEN)
+    for c in range(panel.n):
+        for v in range(WIDE):
+            xv = panel_load(panel.x + c * panel.x_step, panel, v, full, zero)
+            yv = panel_load(panel.y + c * panel.y_step, panel, v, full, zero)
+            panel_store(panel.out + c * panel.out_step, panel, v, full,
+                        last_value(op, False, False, False, xv, yv, zero, zero, zero, dot[v],
+                                   zero))
+
+
+cdef inline int fold_sums(PanelPartial *stack, int depth) noexcept nogil:
+    cdef int i
+    for i in range(WIDE * VLEN):
+        stack[depth - 2].rest[i] += stack[depth - 1].rest[i]
+    return depth - 1
+
+
 cdef inline int run_panels(int op, const Task *task, Py_ssize_t begin,
                            Py_ssize_t end) noexcept nogil:
     """Panels [begin, end), counted along the inner dimension, outer by outer."""
@@ -301,7 +354,8 @@ cdef inline int run_panels(int op, const Task *task, Py_ssize_t begin,
     cdef real *row_out
     cdef bint done
     cdef int v
-    while (<Py_ssize_t>1 << levels) <= 2 * blocks:
+    # Four chunks to a block, which is what product_panel counts in.
+    while (<Py_ssize_t>1 << levels) <= 8 * blocks:
         levels += 1
     size = (columns * ((8 + blocks) * <Py_ssize_t>sizeof(double)
                        + (2 * LANES + 3) * <Py_ssize_t>sizeof(real))
@@ -317,6 +371,7 @@ cdef inline int run_panels(int op, const Task *task, Py_ssize_t begin,
     scratch.low = scratch.lanes + LANES * columns
     panel.n = task.n
     panel.x_step = task.x.n
+    panel.y_step = task.y.n
     panel.out_step = task.out.n
     for index in range(begin, end):
         outer = index // per_outer
@@ -327,12 +382,22 @@ cdef inline int run_panels(int op, const Task *task, Py_ssize_t begin,
         panel.out = NULL
         if op != LOGSUMEXP:
             panel.out = <char *>at(&task.out, outer, inner)
+        panel.y = NULL
+        if is_product(op):
+            panel.y = at(&task.y, outer, inner)
         row_out = <real *>task.row_out + row if op == LOGSUMEXP else NULL
-        if count == columns:
-            done = one_panel(op, True, &panel, row_out, &scratch)
-        else:
+        if count < columns:
             for v in range(WIDE):
                 panel.present[v] = v_first(max(count - v * VLEN, 0))
+        if is_product(op):
+            done = True
+            if count == columns:
+                product_panel(op, True, &panel, &scratch)
+            else:
+                product_panel(op, False, &panel, &scratch)
+        elif count == columns:
+            done = one_panel(op, True, &panel, row_out, &scratch)
+        else:
             done = one_panel(op, False, &panel, row_out, &scratch)
         if not done and run_rows(op, task, row, row + count) != 0:
             free(memory)
@@ -349,3 +414,10 @@ cdef int log_softmax_panels(const Task *task, Py_ssize_t begin, Py_ssize_t end) 
 
 cdef int logsumexp_panels(const Task *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
     return run_panels(LOGSUMEXP, task, begin, end)
+
+cdef int softmax_vjp_panels(const Task *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
+    return run_panels(SOFTMAX_VJP, task, begin, end)
+
+cdef int log_softmax_vjp_panels(const Task *task, Py_ssize_t begin,
+                                Py_ssize_t end) noexcept nogil:
+    return run_panels(LOG_SOFTMAX_VJP, task, begin, end)
