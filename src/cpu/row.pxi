@@ -14,9 +14,11 @@
 #
 # Order of additions (docs/numerics.md): a lane row is 256 bytes of the row. In a chunk of
 # 8 lane rows, lane j adds its columns in order; the lanes are added as a halving tree.
-# Chunk sums are double, added as a tree fixed by their index: 4 to a block, then blocks.
-# A block's exponentials carry a scale 2^-K of their own; scaling is exact, so no bit
-# depends on it. Blocks whose K is not the row's are rescaled in the last sweep.
+# In double every term is split at a fixed place before, the upper parts add up exactly and
+# the lower ones beside them. Chunk sums are double, with the errors of adding them kept, in
+# a tree fixed by their index: 4 to a block, then blocks. A block's exponentials carry a
+# scale 2^-K of their own; blocks whose K is not the row's are rescaled in the last sweep,
+# which is exact.
 #
 # Passes.  A row of up to one lane row stays in registers: one read, one write. Up to one
 # block: maximum, exp into 8 KiB of scratch, one scaled copy to `out`; x is read from memory
