@@ -99,18 +99,19 @@ cdef inline vec log1p_of_unit(vec z) noexcept nogil:
     return v_fma(v_mul(p, w), s2, s2)
 
 
-cdef inline double log1p_double(double z) noexcept nogil:
-    """log(1 + z) for finite z >= 0, in double: the logarithm of a row's sum.
+cdef inline double log1p_of_ratio(double rest, double unit) noexcept nogil:
+    """log1p(rest / unit) for rest >= 0, unit > 0, in double: the logarithm of a row's sum.
 
-    Without branches or inner loops, so that compilers make vectors of a loop over it.
+    With one division, without branches or inner loops: compilers make vectors of a loop
+    over it.
     """
-    cdef double k, u = significand_of(1 + z, &k), numerator, denominator, s, w, p
+    cdef double k, k_unit, s, w, p
+    cdef double f = significand_of(rest + unit, &k), f_unit = significand_of(unit, &k_unit)
     cdef const double *c = ATANH_TAIL_DOUBLE
-    # Up to 1 no power of two is taken off, so that small z keep their accuracy.
-    numerator = z if z <= 1 else u - 1
-    denominator = z + 2 if z <= 1 else u + 1
-    k = 0 if z <= 1 else k
-    s = numerator / denominator
+    # Up to log 2 nothing is taken off, so that small ratios keep their accuracy. Both ways
+    # |s| <= 1/3.
+    s = (rest if rest <= unit else f - f_unit) / (rest + 2 * unit if rest <= unit else f + f_unit)
+    k = 0 if rest <= unit else k - k_unit
     w = s * s
     p = fma(c[9], w, c[8])
     p = fma(p, w, c[7])
@@ -121,12 +122,12 @@ cdef inline double log1p_double(double z) noexcept nogil:
     p = fma(p, w, c[2])
     p = fma(p, w, c[1])
     p = fma(p, w, c[0])
-    # z - z: NaN would be lost in the significand's bits.
-    return k * LN2_HIGH_DOUBLE + (fma(p * w, s + s, s + s) + k * LN2_LOW_DOUBLE) + (z - z)
+    # rest - rest: NaN would be lost in the significand's bits.
+    return k * LN2_HIGH_DOUBLE + (fma(p * w, s + s, s + s) + k * LN2_LOW_DOUBLE) + (rest - rest)
 
 
-cdef void log1p_all(double *z, Py_ssize_t n) noexcept nogil:
-    """log1p of n numbers, in place."""
+cdef void log1p_of_ratios(double *rest, const double *unit, Py_ssize_t n) noexcept nogil:
+    """log1p_of_ratio of n pairs; the results take the place of rest."""
     cdef Py_ssize_t i
     for i in range(n):
-        z[i] = log1p_double(z[i])
+        rest[i] = log1p_of_ratio(rest[i], unit[i])

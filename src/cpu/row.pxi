@@ -181,9 +181,12 @@ cdef inline void add_block(int op, bint general, bint dense, const real *x, cons
                   &chunk[c])
     block.max = own_max
     block.exponent = exponent
-    add_exactly(&chunk[0], &chunk[1], &chunk[0])
-    add_exactly(&chunk[2], &chunk[3], &chunk[2])
-    add_exactly(&chunk[0], &chunk[2], block)
+    if chunks > 1:
+        add_exactly(&chunk[0], &chunk[1], &chunk[0])
+        add_exactly(&chunk[2], &chunk[3], &chunk[2])
+        add_exactly(&chunk[0], &chunk[2], &chunk[0])
+    block.rest = chunk[0].rest
+    block.low = chunk[0].low
     block.count = chunk[0].count + chunk[1].count + chunk[2].count + chunk[3].count
     block.dot = (chunk[0].dot + chunk[1].dot) + (chunk[2].dot + chunk[3].dot)
     block.q = (chunk[0].q + chunk[1].q) + (chunk[2].q + chunk[3].q)
@@ -292,7 +295,7 @@ cdef inline double all_but_one(const Partial *whole) noexcept nogil:
 
 cdef inline double log_sum(const Partial *whole) noexcept nogil:
     """log S = log1p(R)."""
-    return log1p_double(all_but_one(whole) / whole.at_max)
+    return log1p_of_ratio(all_but_one(whole), whole.at_max)
 
 
 cdef struct Factor:
@@ -495,7 +498,7 @@ cdef void limit_row(int op, const real *x, const real *q, real *out, const Task 
         set_row_out(task, row, m if op == LOGSUMEXP and not nan else NAN)
         fill(out, task.n, NAN)
         return
-    log_s = log1p_double(ties - 1)
+    log_s = log1p_of_ratio(ties - 1, 1)
     for i in range(task.n):
         if op == SOFTMAX:
             out[i] = <real>(1.0 / ties if x[i] == m else 0.0)
@@ -569,6 +572,7 @@ cdef enum:
 cdef struct Batch:
     Partial[BATCH] whole
     double[BATCH] log_s
+    double[BATCH] at_max
     double[BATCH] target_logit
 
 
@@ -714,9 +718,10 @@ cdef inline Py_ssize_t batched_rows(int op, bint general, int vectors, const Row
                 count = k
                 break
             if needs_log(op):
-                batch.log_s[k] = all_but_one(&batch.whole[k]) / batch.whole[k].at_max
+                batch.log_s[k] = all_but_one(&batch.whole[k])
+                batch.at_max[k] = batch.whole[k].at_max
         if needs_log(op):
-            log1p_all(batch.log_s, count)
+            log1p_of_ratios(batch.log_s, batch.at_max, count)
         for k in range(count):
             row = rows.first + start + k
             whole = &batch.whole[k]

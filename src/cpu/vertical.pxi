@@ -156,6 +156,13 @@ cdef inline void panel_block(int op, bint full, const Panel *panel, Py_ssize_t b
     for i in range(WIDE * VLEN):
         partial.max[i] = row_max[i]
         partial.exponent[i] = exponents[i]
+        partial.at_max[i] = first[i] if row_max[i] > -INFINITY else 0
+        partial.count[i] = second[i] if row_max[i] > -INFINITY else 0
+        partial.rest[i] = sums[i]
+        partial.low[i] = sums[4 * WIDE * VLEN + i]
+    if end - begin <= CHUNK:
+        return
+    for i in range(WIDE * VLEN):
         for k in range(4):
             quarter[k].rest = sums[k * WIDE * VLEN + i]
             quarter[k].low = sums[(4 + k) * WIDE * VLEN + i]
@@ -164,8 +171,6 @@ cdef inline void panel_block(int op, bint full, const Panel *panel, Py_ssize_t b
         add_exactly(&quarter[0], &quarter[2], &quarter[0])
         partial.rest[i] = quarter[0].rest
         partial.low[i] = quarter[0].low
-        partial.at_max[i] = first[i] if row_max[i] > -INFINITY else 0
-        partial.count[i] = second[i] if row_max[i] > -INFINITY else 0
 
 
 cdef inline void get_row(const PanelPartial *partial, int i, Partial *row) noexcept nogil:
@@ -248,9 +253,9 @@ cdef inline bint one_panel(int op, bint full, const Panel *panel, real *row_out,
             second[i] = factor.low
         else:
             log_s[i] = ((whole.rest[i] + whole.low[i])
-                        + (whole.count[i] - 1) * whole.at_max[i]) / whole.at_max[i]
+                        + (whole.count[i] - 1) * whole.at_max[i])
     if op != SOFTMAX:
-        log1p_all(log_s, WIDE * VLEN)
+        log1p_of_ratios(log_s, whole.at_max, WIDE * VLEN)
         for i in range(WIDE * VLEN):
             first[i] = <real>(log_s[i] + (whole.max[i] if op == LOGSUMEXP else 0))
             second[i] = <real>whole.max[i]
