@@ -323,3 +323,13 @@ def test_info_describes_the_installation():
     assert info["cpu"]["target"] in info["cpu"]["built"]
     assert info["cpu"]["target"] in info["cpu"]["available"]
     assert info["threads"] == ps.get_num_threads() >= 1
+
+
+def test_the_backend_numbers_the_operations_as_the_kernels_do():
+    from pysoftmax.backends import numpy as backend
+
+    header = (ROOT / "src" / "cpu" / "kernels.h").read_text()
+    names = re.search(r"typedef enum \{(.*?)\} Operation;", header, re.DOTALL)[1].split(",")
+    numbered = {name.strip(): number for number, name in enumerate(names)}
+    del numbered["OPERATIONS"]
+    assert {name: getattr(backend, name) for name in numbered} == numbered
