@@ -37,6 +37,11 @@ def choose_dtype(array: Array, dtype: Any) -> np.dtype[Any]:
     return wanted.newbyteorder("=")
 
 
+def summing_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """What results of `dtype` are added in before they are rounded: no half precision."""
+    return np.dtype(np.float32) if dtype.name in HALVES else dtype
+
+
 def normalize_axes(axis: Any, ndim: int) -> tuple[int, ...]:
     """`axis` as distinct non-negative ints in ascending order; None is all of them."""
     if axis is None:

@@ -339,7 +339,9 @@ def _cross_entropy(
     if labelled:
         count = backend.sum_of_weights(truth, factors, ignore_index)
     divisor = _divisor(reduction, count)
-    loss = backend.empty(rows, wanted if reduction == "none" else _wide(wanted), array)
+    loss = backend.empty(
+        rows, wanted if reduction == "none" else check.summing_dtype(wanted), array
+    )
     if array.size:
         backend.cross_entropy(
             array,
@@ -360,11 +362,6 @@ def _cross_entropy(
     else:
         value = _reduced(backend.sum(loss), divisor, wanted)
     return value, backend.wrap(grad, logits) if with_grad and grad_out is None else grad
-
-
-def _wide(dtype: Any) -> Any:
-    """The dtype that losses are added in: not a half precision."""
-    return np.dtype(np.float32) if dtype.itemsize == 2 else dtype
 
 
 def _binary_cross_entropy(

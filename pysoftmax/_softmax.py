@@ -376,7 +376,7 @@ def _log_of_weighted_sum(
 ) -> tuple[Array, Array]:
     """log |sum b exp(x)| and the sum's sign, as logsumexp + log |sum b softmax|."""
     xp = backend.namespace
-    wide = dtype if dtype.itemsize > 2 else np.dtype(np.float32)
+    wide = check.summing_dtype(dtype)
     takes_part = factor != 0 if where is None else (factor != 0) & where
     lse = _log_of_sum(backend, array, wide, axes, takes_part)
     weights = backend.empty(array.shape, wide, array)
