@@ -78,13 +78,15 @@ cdef double sum_of(const void *x, Py_ssize_t n) noexcept nogil:
     """Sum in the contract's order: what a mean over losses is made of."""
     cdef const real *p = <const real *>x
     cdef Partial stack[48]
+    cdef LaneSums sums
     cdef int depth = 0
     cdef Py_ssize_t begin, index = 0
     if n == 0:
         return 0
     for begin from 0 <= begin < n by CHUNK:
-        add_chunk(LOG_SOFTMAX_VJP, False, False, p + begin, p + begin, NULL,
-                  min(n - begin, CHUNK), NULL, v_set1(0), &stack[depth])
+        sum_lanes(PLAIN, False, False, False, 0, NULL, p + begin, NULL, False,
+                  min(n - begin, CHUNK), NULL, v_set1(0), &sums)
+        stack[depth].dot = v_reduce_add(sums.dot)
         depth += 1
         fold_dots(stack, &depth, index)
         index += 1

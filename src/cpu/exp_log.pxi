@@ -40,13 +40,15 @@ cdef inline double exponent_of(const View *view, double x) noexcept nogil:
     return 2 * nearbyint(max(z, -<double>ANCHOR) * (LOG2E / 2))
 
 
+cdef inline double lowest_of(const View *view, double exponent) noexcept nogil:
+    """The x - c below which an exponential is zero."""
+    return max((exponent - HEADROOM + LOWEST_EXPONENT) * LN2_HIGH_DOUBLE * view.temperature,
+               -<double>REAL_MAX)
+
+
 cdef inline void set_scale(Scale *scale, const View *view, double exponent) noexcept nogil:
-    cdef double lowest = ((exponent - HEADROOM + LOWEST_EXPONENT) * LN2_HIGH_DOUBLE
-                          * view.temperature)
-    if lowest < -REAL_MAX:
-        lowest = -REAL_MAX
     scale.magic = v_set1(<real>(MAGIC + (HEADROOM + BIAS - exponent)))
-    scale.lowest = v_set1(<real>lowest)
+    scale.lowest = v_set1(<real>lowest_of(view, exponent))
     scale.shift = v_set1(<real>view.shift)
     scale.beta_high = v_set1(<real>view.beta_high)
     scale.beta_low = v_set1(<real>view.beta_low)
@@ -60,9 +62,12 @@ cdef inline vec exp_polynomial(vec r) noexcept nogil:
     return v_fma(v_fma(p, r, one), r, one)
 
 
-cdef inline vec exp_scaled(bint general, vec x, const Scale *scale) noexcept nogil:
-    """exp((x - c) / T) 2^(HEADROOM - K); zero where no probability could come of it."""
-    cdef vec d = x, z = x, low = x, shifted, t, r
+cdef inline vec exp_scaled(bint general, bint bounded, vec x, const Scale *scale) noexcept nogil:
+    """exp((x - c) / T) 2^(HEADROOM - K); zero where no probability could come of it.
+
+    bounded: no x is so low that its exponential would have to be zero.
+    """
+    cdef vec d = x, z = x, low = x, shifted, t, r, p
     if general:
         d = v_sub(x, scale.shift)
         z = v_mul(d, scale.beta_high)
@@ -72,9 +77,8 @@ cdef inline vec exp_scaled(bint general, vec x, const Scale *scale) noexcept nog
     r = v_reduce(t, LN2_LOW, v_reduce(t, LN2_HIGH, z))
     if general:
         r = v_add(r, low)
-    # A product, not an addition to the exponent field: it lets NaN through.
-    return v_zero_unless(v_not_less(d, scale.lowest),
-                         v_mul(exp_polynomial(r), v_exponent_bits(shifted)))
+    p = exp_polynomial(r)
+    return v_scale(p, shifted) if bounded else v_scale_where(v_not_less(d, scale.lowest), p, shifted)
 
 
 cdef inline vec exp_of_negative(vec x) noexcept nogil:
@@ -86,7 +90,7 @@ cdef inline vec exp_of_negative(vec x) noexcept nogil:
     view.beta_high = 1
     view.beta_low = 0
     set_scale(&scale, &view, 0)
-    return v_mul(exp_scaled(False, x, &scale), v_set1(<real>two_to(-HEADROOM)))
+    return v_mul(exp_scaled(False, False, x, &scale), v_set1(<real>two_to(-HEADROOM)))
 
 
 cdef inline vec log1p_of_unit(vec z) noexcept nogil:

@@ -34,6 +34,8 @@ typedef int32_t bits;
 #define VLEN 16
 #endif
 
+#include "constants.h"
+
 /* ------------------------------------------------------------------------ AVX-512 */
 #if defined(__AVX512F__) && defined(__AVX512DQ__) && defined(__AVX512VL__)
 #include <immintrin.h>
@@ -71,20 +73,17 @@ INLINE vec v_abs(vec a) { return X(abs)(a); }
 INLINE vmask v_eq(vec a, vec b) { return COMPARE(a, b, _CMP_EQ_OQ); }
 INLINE vmask v_ne(vec a, vec b) { return COMPARE(a, b, _CMP_NEQ_UQ); }
 INLINE vmask v_not_less(vec a, vec b) { return COMPARE(a, b, _CMP_NLT_UQ); }
+INLINE vmask v_less(vec a, vec b) { return COMPARE(a, b, _CMP_LT_OQ); }
 INLINE vec v_where(vmask m, vec a, vec b) { return X(mask_blend)(m, b, a); }
 INLINE vec v_zero_unless(vmask m, vec a) { return X(maskz_mov)(m, a); }
 INLINE vec v_add_where(vmask m, vec a, vec b) { return X(mask_add)(a, m, a, b); }
 INLINE uint64_t v_bits(vmask m) { return m; }
+INLINE int v_count(vmask m) { return __builtin_popcount(m); }
 
-#if PYSOFTMAX_DOUBLE
-INLINE vec v_exponent_bits(vec s) {
-    return _mm512_castsi512_pd(_mm512_slli_epi64(_mm512_castpd_si512(s), 52));
+INLINE vec v_scale(vec p, vec s) { return X(scalef)(p, v_sub(s, v_set1(MAGIC + BIAS))); }
+INLINE vec v_scale_where(vmask m, vec p, vec s) {
+    return X(maskz_scalef)(m, p, v_sub(s, v_set1(MAGIC + BIAS)));
 }
-#else
-INLINE vec v_exponent_bits(vec s) {
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(s), 23));
-}
-#endif
 
 /* The first halving step of a reduction leaves 32 bytes; AVX2 does the rest. */
 #if PYSOFTMAX_DOUBLE
@@ -163,6 +162,7 @@ INLINE vec v_add_where(vmask m, vec x, vec y) { return v_add(x, v_zero_unless(m,
 INLINE uint64_t v_bits(vmask m) {
     return (uint64_t)X(movemask)(m.a) | (uint64_t)X(movemask)(m.b) << HALF;
 }
+INLINE int v_count(vmask m) { return __builtin_popcountll(v_bits(m)); }
 INLINE vec v_abs(vec v) {
     half sign = X(set1)((real)-0.0);
     return EACH(X(andnot)(sign, v.a), X(andnot)(sign, v.b));
@@ -173,10 +173,14 @@ INLINE vec v_abs(vec v) {
 INLINE vmask v_eq(vec x, vec y) { return COMPARE(x, y, _CMP_EQ_OQ); }
 INLINE vmask v_ne(vec x, vec y) { return COMPARE(x, y, _CMP_NEQ_UQ); }
 INLINE vmask v_not_less(vec x, vec y) { return COMPARE(x, y, _CMP_NLT_UQ); }
+INLINE vmask v_less(vec x, vec y) { return COMPARE(x, y, _CMP_LT_OQ); }
 
-INLINE vec v_exponent_bits(vec s) {
-    return EACH(CAST_TO_REAL(SHIFT(CAST_TO_INT(s.a))), CAST_TO_REAL(SHIFT(CAST_TO_INT(s.b))));
+/* A product, not an addition to the exponent field: it lets NaN through. */
+INLINE vec v_scale(vec p, vec s) {
+    return v_mul(p, EACH(CAST_TO_REAL(SHIFT(CAST_TO_INT(s.a))),
+                         CAST_TO_REAL(SHIFT(CAST_TO_INT(s.b)))));
 }
+INLINE vec v_scale_where(vmask m, vec p, vec s) { return v_zero_unless(m, v_scale(p, s)); }
 
 INLINE half v_low(vec v) { return v.a; }
 INLINE half v_high(vec v) { return v.b; }
@@ -233,6 +237,11 @@ INLINE uint64_t v_bits(vmask m) {
     for (int i = 0; i < VLEN; i++) result |= (uint64_t)(m[i] & 1) << i;
     return result;
 }
+INLINE int v_count(vmask m) {
+    bits count = 0;
+    for (int i = 0; i < VLEN; i++) count -= m[i];
+    return (int)count;
+}
 #if defined(__aarch64__)
 #include <arm_neon.h>
 INLINE vec v_fma(vec x, vec y, vec z) {
@@ -263,8 +272,10 @@ INLINE vec v_abs(vec v) { return as_real(as_bits(v) & ~as_bits(v_set1((real)-0.0
 INLINE vmask v_eq(vec x, vec y) { return x == y; }
 INLINE vmask v_ne(vec x, vec y) { return x != y; }
 INLINE vmask v_not_less(vec x, vec y) { return ~(x < y); }
+INLINE vmask v_less(vec x, vec y) { return x < y; }
 
-INLINE vec v_exponent_bits(vec s) { return as_real(as_bits(s) << (PYSOFTMAX_DOUBLE ? 52 : 23)); }
+INLINE vec v_scale(vec p, vec s) { return p * as_real(as_bits(s) << (PYSOFTMAX_DOUBLE ? 52 : 23)); }
+INLINE vec v_scale_where(vmask m, vec p, vec s) { return v_zero_unless(m, v_scale(p, s)); }
 
 INLINE real v_reduce_add(vec v) {
     for (int width = VLEN / 2; width > 0; width /= 2)
@@ -275,6 +286,16 @@ INLINE real v_reduce_max(vec v) {
     for (int width = VLEN / 2; width > 0; width /= 2)
         for (int i = 0; i < width; i++) v[i] = v[i] > v[i + width] ? v[i] : v[i + width];
     return v[0];
+}
+INLINE vec v_reduce_each_add(const vec *rows) {
+    vec result;
+    for (int i = 0; i < VLEN; i++) result[i] = v_reduce_add(rows[i]);
+    return result;
+}
+INLINE vec v_reduce_each_max(const vec *rows) {
+    vec result;
+    for (int i = 0; i < VLEN; i++) result[i] = v_reduce_max(rows[i]);
+    return result;
 }
 #endif
 
@@ -296,11 +317,69 @@ INLINE real v_reduce_max(vec v) {
 #endif
 INLINE real v_reduce_add(vec v) { REDUCE(add); }
 INLINE real v_reduce_max(vec v) { REDUCE(max); }
+
+/* VLEN vectors reduced at once, each into its lane of the result, by the same halving steps.
+ * A step joins two vectors by two shuffles, which put what is to be joined side by side. */
+#if defined(__AVX512F__) && defined(__AVX512DQ__) && defined(__AVX512VL__)
+#if PYSOFTMAX_DOUBLE
+#define STEP_8(op, a, b)                                                                      \
+    op(_mm512_shuffle_f64x2(a, b, 0x44), _mm512_shuffle_f64x2(a, b, 0xee))
+#define STEP_4(op, a, b)                                                                      \
+    op(_mm512_shuffle_f64x2(a, b, 0x88), _mm512_shuffle_f64x2(a, b, 0xdd))
+#define STEP_2(op, a, b) op(_mm512_unpacklo_pd(a, b), _mm512_unpackhi_pd(a, b))
+#define FOUR(op, r, i) STEP_4(op, STEP_8(op, r[i], r[i + 2]), STEP_8(op, r[i + 4], r[i + 6]))
+#define REDUCE_EACH(op) return STEP_2(op, FOUR(op, rows, 0), FOUR(op, rows, 1))
+#else
+#define STEP_16(op, a, b)                                                                     \
+    op(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee))
+#define STEP_8(op, a, b)                                                                      \
+    op(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd))
+#define PAIRS(a) _mm512_castps_pd(a)
+#define STEP_4(op, a, b)                                                                      \
+    op(_mm512_castpd_ps(_mm512_unpacklo_pd(PAIRS(a), PAIRS(b))),                              \
+       _mm512_castpd_ps(_mm512_unpackhi_pd(PAIRS(a), PAIRS(b))))
+#define STEP_2(op, a, b) op(_mm512_shuffle_ps(a, b, 0x88), _mm512_shuffle_ps(a, b, 0xdd))
+#define FOUR(op, r, i)                                                                        \
+    STEP_8(op, STEP_16(op, r[i], r[i + 4]), STEP_16(op, r[i + 8], r[i + 12]))
+#define REDUCE_EACH(op)                                                                       \
+    vec even = STEP_4(op, FOUR(op, rows, 0), FOUR(op, rows, 1));                              \
+    vec odd = STEP_4(op, FOUR(op, rows, 2), FOUR(op, rows, 3));                               \
+    return STEP_2(op, even, odd)
+#endif
+INLINE vec v_reduce_each_add(const vec *rows) { REDUCE_EACH(v_add); }
+INLINE vec v_reduce_each_max(const vec *rows) { REDUCE_EACH(v_max); }
+#else
+#define LEFT(op, v) X(op)((v).a, (v).b)
+#if PYSOFTMAX_DOUBLE
+#define STEP_4(op, a, b)                                                                      \
+    X(op)(_mm256_permute2f128_pd(a, b, 0x20), _mm256_permute2f128_pd(a, b, 0x31))
+#define STEP_2(op, a, b) X(op)(_mm256_unpacklo_pd(a, b), _mm256_unpackhi_pd(a, b))
+#define HALF_OF_EACH(op, r)                                                                   \
+    STEP_2(op, STEP_4(op, LEFT(op, r[0]), LEFT(op, r[2])),                                    \
+           STEP_4(op, LEFT(op, r[1]), LEFT(op, r[3])))
+#else
+#define STEP_8(op, a, b)                                                                      \
+    X(op)(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31))
+#define PAIRS(a) _mm256_castps_pd(a)
+#define STEP_4(op, a, b)                                                                      \
+    X(op)(_mm256_castpd_ps(_mm256_unpacklo_pd(PAIRS(a), PAIRS(b))),                           \
+          _mm256_castpd_ps(_mm256_unpackhi_pd(PAIRS(a), PAIRS(b))))
+#define STEP_2(op, a, b) X(op)(_mm256_shuffle_ps(a, b, 0x88), _mm256_shuffle_ps(a, b, 0xdd))
+#define TWO(op, r, i) STEP_8(op, LEFT(op, r[i]), LEFT(op, r[i + 4]))
+#define HALF_OF_EACH(op, r)                                                                   \
+    STEP_2(op, STEP_4(op, TWO(op, r, 0), TWO(op, r, 1)),                                      \
+           STEP_4(op, TWO(op, r, 2), TWO(op, r, 3)))
+#endif
+#define REDUCE_EACH(op)                                                                       \
+    const vec *upper = rows + HALF;                                                           \
+    return (vec){HALF_OF_EACH(op, rows), HALF_OF_EACH(op, upper)}
+INLINE vec v_reduce_each_add(const vec *rows) { REDUCE_EACH(add); }
+INLINE vec v_reduce_each_max(const vec *rows) { REDUCE_EACH(max); }
+#endif
 #endif
 
 /* ------------------------------------------------------------- scalars, without libm */
 
-INLINE int count_bits(uint64_t word) { return __builtin_popcountll(word); }
 INLINE int first_bit(uint64_t word) { return __builtin_ctzll(word); }
 
 /* 2^exponent for exponent <= 1023; zero below the subnormals. */

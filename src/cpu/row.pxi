@@ -27,13 +27,12 @@
 # In place a long row's maximum is taken beforehand: a sweep that must start again
 # (an anchored row) has to find x intact.
 
-cdef struct Sums:
-    # Four accumulators each: the four vectors of a lane row.
-    vec[4] rest
-    vec[4] low
-    vec[4] others  # how many columns went into rest
-    vec[4] dot
-    vec[4] q
+# What a sweep does with an element; operations share sweeps.
+cdef enum Kind:
+    EXP_STORED  # add its exponential up, and store it
+    EXP_SUMMED  # add its exponential up
+    PRODUCT     # add x * y up
+    PLAIN       # add y up
 
 
 # What each operation needs, constant once inlined.
@@ -48,110 +47,213 @@ cdef inline bint is_product(int op) noexcept nogil:
 cdef inline bint is_loss(int op) noexcept nogil:
     return op == CROSS_ENTROPY or op == CROSS_ENTROPY_WITH_GRAD
 
+cdef inline bint needs_log(int op) noexcept nogil:
+    return op != SOFTMAX and not is_product(op)
+
+cdef inline Kind kind_of(int op) noexcept nogil:
+    if op == LOG_SOFTMAX_VJP:
+        return PLAIN
+    if is_product(op):
+        return PRODUCT
+    return EXP_STORED if stores_exp(op) else EXP_SUMMED
+
 
 # ---------------------------------------------------------------- one block, one chunk
 
-cdef inline double block_max(const real *x, Py_ssize_t n) noexcept nogil:
-    """Largest element; NaN is passed over."""
+cdef inline vec lane_max(int vectors, const real *x, Py_ssize_t n) noexcept nogil:
+    """Per lane the largest element of up to one chunk; NaN is passed over.
+
+    vectors: how many n columns take, up to a lane row; 0 for any n.
+    """
     cdef vec lowest = v_set1(<real>-INFINITY)
     cdef vec[4] m
     cdef Py_ssize_t i = 0
     cdef int v
+    if vectors > 0:
+        m[0] = v_max(v_load_first(x + (vectors - 1) * VLEN,
+                                  v_first(n - (vectors - 1) * VLEN), lowest), lowest)
+        for v in range(vectors - 1):
+            m[0] = v_max(v_load(x + v * VLEN), m[0])
+        return m[0]
     for v in range(4):
         m[v] = lowest
     while i + LANES <= n:
         for v in range(4):
             m[v] = v_max(v_load(x + i + v * VLEN), m[v])
         i += LANES
+    while i + VLEN <= n:
+        m[0] = v_max(v_load(x + i), m[0])
+        i += VLEN
+    if i < n:
+        m[1] = v_max(v_load_first(x + i, v_first(n - i), lowest), m[1])
+    return v_max(v_max(m[0], m[2]), v_max(m[1], m[3]))
+
+
+cdef inline double row_max(const real *x, Py_ssize_t n) noexcept nogil:
+    cdef double m = -INFINITY
+    cdef Py_ssize_t begin
+    for begin from 0 <= begin < n by CHUNK:
+        m = max(m, <double>v_reduce_max(lane_max(0, x + begin, min(n - begin, CHUNK))))
+    return m
+
+
+cdef struct Extent:
+    # Of a block, lane by lane; NaN is passed over.
+    vec[4] chunk_max
+    vec min
+    double max  # over all lanes
+
+
+cdef void find_extent(const real *x, Py_ssize_t n, Extent *extent) noexcept nogil:
+    cdef vec lowest = v_set1(<real>-INFINITY), highest = v_set1(<real>INFINITY), xv
+    cdef vec[4] largest, smallest
+    cdef vmask present
+    cdef Py_ssize_t i = 0, end
+    cdef int v, c
     for v in range(4):
-        if n - i > v * VLEN:
-            m[v] = v_max(v_load_first(x + i + v * VLEN, v_first(n - i - v * VLEN), lowest), m[v])
-    return v_reduce_max(v_max(v_max(m[0], m[2]), v_max(m[1], m[3])))
+        smallest[v] = highest
+    for c in range(4):
+        for v in range(4):
+            largest[v] = lowest
+        end = min(n, (c + 1) * CHUNK)
+        while i + LANES <= end:
+            for v in range(4):
+                xv = v_load(x + i + v * VLEN)
+                largest[v] = v_max(xv, largest[v])
+                smallest[v] = v_min(xv, smallest[v])
+            i += LANES
+        while i < end:
+            present = v_first(end - i)
+            largest[0] = v_max(v_load_first(x + i, present, lowest), largest[0])
+            smallest[0] = v_min(v_load_first(x + i, present, highest), smallest[0])
+            i += VLEN
+        extent.chunk_max[c] = v_max(v_max(largest[0], largest[2]), v_max(largest[1], largest[3]))
+    extent.min = v_min(v_min(smallest[0], smallest[2]), v_min(smallest[1], smallest[3]))
+    extent.max = v_reduce_max(v_max(v_max(extent.chunk_max[0], extent.chunk_max[2]),
+                                    v_max(extent.chunk_max[1], extent.chunk_max[3])))
 
 
-cdef inline void add_split(vmask where, vec e, vec *rest, vec *low) noexcept nogil:
-    """Add e to a sum that started at SPLITTER; what does not fit its grid goes to low."""
-    cdef vec before = rest[0]
-    rest[0] = v_add_where(where, before, e)
-    if SPLITS:
-        low[0] = v_add_where(where, low[0], v_sub(e, v_sub(rest[0], before)))
+cdef struct Sums:
+    # Four accumulators each: the four vectors of a lane row.
+    vec[4] rest
+    vec[4] low
+    vec[4] dot
+    vec[4] q
+    Py_ssize_t others  # how many columns went into rest
+
+cdef struct LaneSums:
+    # The same with the four added up; lanes are still to be added.
+    vec rest, low, dot, q
+    Py_ssize_t others
 
 
-cdef inline vec add_element(int op, bint general, bint dense, vec x, vec y, const Scale *scale,
-                            vec maximum, Sums *sums, int v) noexcept nogil:
+cdef inline vec add_element(int kind, bint general, bint dense, bint easy, vec x, vec y,
+                            const Scale *scale, vec maximum, Sums *sums, int v) noexcept nogil:
     """Take one vector into the sums; its exponentials are returned."""
-    cdef vec e = x
+    cdef vec e = x, before
     cdef vmask other
-    if op == LOG_SOFTMAX_VJP:
+    if kind == PLAIN:
         sums.dot[v] = v_add(y, sums.dot[v])
-    elif is_product(op):
+        return e
+    if kind == PRODUCT:
         sums.dot[v] = v_fma(x, y, sums.dot[v])
+        return e
+    e = exp_scaled(general, easy, x, scale)
+    before = sums.rest[v]
+    # What does not fit the grid that SPLITTER makes of a lane goes to low.
+    if easy:
+        sums.rest[v] = v_add(before, e)
+        if SPLITS:
+            sums.low[v] = v_add(sums.low[v], v_sub(e, v_sub(sums.rest[v], before)))
     else:
-        e = exp_scaled(general, x, scale)
         other = v_ne(x, maximum)
-        add_split(other, e, &sums.rest[v], &sums.low[v])
-        sums.others[v] = v_add_where(other, sums.others[v], v_set1(1))
-        if dense:
-            sums.dot[v] = v_add(sums.dot[v], v_zero_unless(v_ne(y, v_set1(0)),
-                                                           v_mul(y, v_sub(maximum, x))))
-            sums.q[v] = v_add(sums.q[v], y)
+        sums.rest[v] = v_add_where(other, before, e)
+        if SPLITS:
+            sums.low[v] = v_add_where(other, sums.low[v], v_sub(e, v_sub(sums.rest[v], before)))
+        sums.others += v_count(other)
+    if dense:
+        sums.dot[v] = v_add(sums.dot[v], v_zero_unless(v_ne(y, v_set1(0)),
+                                                       v_mul(y, v_sub(maximum, x))))
+        sums.q[v] = v_add(sums.q[v], y)
     return e
 
 
-cdef inline double add_lanes(const vec *a) noexcept nogil:
-    """Lane j with j + 32, j + 16, j + 8, ... (half of that in double)."""
-    return v_reduce_add(v_add(v_add(a[0], a[2]), v_add(a[1], a[3])))
+cdef inline vec in_order(int vectors, const vec *a) noexcept nogil:
+    """The four vectors of a lane row added as the tree has them; absent ones are zero."""
+    if vectors == 1:
+        return a[0]
+    if vectors == 2:
+        return v_add(a[0], a[1])
+    if vectors == 3:
+        return v_add(v_add(a[0], a[2]), a[1])
+    return v_add(v_add(a[0], a[2]), v_add(a[1], a[3]))
 
 
-cdef inline void add_chunk(int op, bint general, bint dense, const real *x, const real *y,
-                           real *e, Py_ssize_t n, const Scale *scale, vec maximum,
-                           Partial *chunk) noexcept nogil:
-    """Sums over up to CHUNK columns; the exponentials go to e if the operation stores them."""
+cdef inline void sum_lanes(int kind, bint general, bint dense, bint easy, int vectors,
+                           const real *x, const real *y, real *e, bint roomy, Py_ssize_t n,
+                           const Scale *scale, vec maximum, LaneSums *result) noexcept nogil:
+    """Sums over up to CHUNK columns, lane by lane; exponentials go to e if they are stored.
+
+    easy: no element equals maximum, and none is low enough for its exponential to be zero.
+    vectors: as for lane_max. roomy: e may be written up to the end of the last vector.
+    """
     cdef Sums sums
-    cdef vec zero = v_set1(0), lowest = v_set1(<real>-INFINITY), yv = zero, ev
+    cdef vec zero = v_set1(0), yv = zero, xv, ev
+    cdef vec absent = zero if kind == PRODUCT or kind == PLAIN else v_set1(<real>-INFINITY)
     cdef vmask present
     cdef Py_ssize_t i = 0, left
-    cdef int v
-    for v in range(4):
+    cdef int v, used = vectors if vectors > 0 else 4
+    cdef int last = vectors - 1
+    sums.others = 0
+    for v in range(used):
         sums.rest[v] = v_set1(SPLITTER)
         sums.low[v] = zero
-        sums.others[v] = zero
         sums.dot[v] = zero
         sums.q[v] = zero
-    while i + LANES <= n:
-        for v in range(4):
-            if dense or is_product(op):
-                yv = v_load(y + i + v * VLEN)
-            ev = add_element(op, general, dense, v_load(x + i + v * VLEN), yv, scale, maximum,
-                             &sums, v)
-            if stores_exp(op):
-                v_store(e + i + v * VLEN, ev)
-        i += LANES
-    for v in range(4):
+    if vectors == 0:
+        while i + LANES <= n:
+            for v in range(4):
+                if dense or kind == PRODUCT or kind == PLAIN:
+                    yv = v_load(y + i + v * VLEN)
+                xv = v_load(x + i + v * VLEN) if kind != PLAIN else zero
+                ev = add_element(kind, general, dense, easy, xv, yv, scale, maximum, &sums, v)
+                if kind == EXP_STORED:
+                    v_store(e + i + v * VLEN, ev)
+            i += LANES
+    for v in range(used):
         left = n - i - v * VLEN
-        if left > 0:
+        if vectors > 0 and v < last or left >= VLEN:
+            if dense or kind == PRODUCT or kind == PLAIN:
+                yv = v_load(y + i + v * VLEN)
+            xv = v_load(x + i + v * VLEN) if kind != PLAIN else zero
+            ev = add_element(kind, general, dense, easy, xv, yv, scale, maximum, &sums, v)
+            if kind == EXP_STORED:
+                v_store(e + i + v * VLEN, ev)
+        elif vectors > 0 or left > 0:
             present = v_first(left)
-            if dense or is_product(op):
+            if dense or kind == PRODUCT or kind == PLAIN:
                 yv = v_load_first(y + i + v * VLEN, present, zero)
-            ev = add_element(op, general, dense,
-                             v_load_first(x + i + v * VLEN, present,
-                                          zero if is_product(op) else lowest),
-                             yv, scale, maximum, &sums, v)
-            if stores_exp(op):
-                v_store_first(e + i + v * VLEN, present, ev)
-    if is_product(op):
-        chunk.dot = add_lanes(sums.dot)
-    else:
-        for v in range(4):
+            xv = v_load_first(x + i + v * VLEN, present, absent) if kind != PLAIN else zero
+            ev = add_element(kind, general, dense, False, xv, yv, scale, maximum, &sums, v)
+            if kind == EXP_STORED:
+                if roomy:
+                    v_store(e + i + v * VLEN, ev)
+                else:
+                    v_store_first(e + i + v * VLEN, present, ev)
+    if kind == EXP_STORED or kind == EXP_SUMMED:
+        for v in range(used):
             sums.rest[v] = v_sub(sums.rest[v], v_set1(SPLITTER))
-        chunk.rest = add_lanes(sums.rest)
-        chunk.low = add_lanes(sums.low) if SPLITS else 0
-        # Absent columns of the last lane row count as others, too.
-        left = (n + VLEN - 1) // VLEN * VLEN
-        chunk.count = left - <double>add_lanes(sums.others)
-        if dense:
-            chunk.dot = add_lanes(sums.dot)
-            chunk.q = add_lanes(sums.q)
+        result.rest = in_order(vectors, sums.rest)
+        result.low = in_order(vectors, sums.low)
+        result.others = sums.others
+    if dense or kind == PRODUCT or kind == PLAIN:
+        result.dot = in_order(vectors, sums.dot)
+        result.q = in_order(vectors, sums.q)
+
+
+cdef inline Py_ssize_t ties_of(Py_ssize_t n, Py_ssize_t others) noexcept nogil:
+    """How many of n columns were not others: absent ones of the last vector count as such."""
+    return (n + VLEN - 1) // VLEN * VLEN - others
 
 
 cdef inline void add_exactly(const Partial *a, const Partial *b, Partial *total) noexcept nogil:
@@ -161,26 +263,51 @@ cdef inline void add_exactly(const Partial *a, const Partial *b, Partial *total)
     total.rest = rest
 
 
-cdef inline void add_block(int op, bint general, bint dense, const real *x, const real *y,
-                           real *e, Py_ssize_t n, const View *view, double own_max,
-                           double exponent, Partial *block) noexcept nogil:
-    """Sums over up to BLOCK columns, scaled by 2^exponent."""
+cdef inline void add_block_as(int kind, bint general, bint dense, const real *x, const real *y,
+                           real *e, bint roomy, Py_ssize_t n, const View *view,
+                           const Extent *extent, double exponent,
+                           Partial *block) noexcept nogil:
     cdef Scale scale
+    cdef LaneSums sums
     cdef Partial[4] chunk
-    cdef vec maximum = v_set1(<real>own_max)
+    cdef vec maximum = v_set1(0)
     cdef int c, chunks = <int>((n + CHUNK - 1) // CHUNK)
-    cdef Py_ssize_t begin
-    if not is_product(op):
-        set_scale(&scale, view, exponent)
+    cdef Py_ssize_t begin, length
+    cdef bint bounded = False, easy
+    cdef const real *x_part
+    cdef const real *y_part
+    cdef real *e_part
+    block.max = -INFINITY
+    block.exponent = exponent
+    block.at_max = 0
     for c in range(4):
         chunk[c].rest = chunk[c].low = chunk[c].count = chunk[c].dot = chunk[c].q = 0
+    if kind == EXP_STORED or kind == EXP_SUMMED:
+        block.max = extent.max
+        maximum = v_set1(<real>block.max)
+        set_scale(&scale, view, exponent)
+        bounded = v_bits(v_less(v_sub(extent.min, scale.shift), scale.lowest)) == 0
     for c in range(chunks):
         begin = c * CHUNK
-        add_chunk(op, general, dense, x + begin, y + begin if y != NULL else NULL,
-                  e + begin if e != NULL else NULL, min(n - begin, CHUNK), &scale, maximum,
-                  &chunk[c])
-    block.max = own_max
-    block.exponent = exponent
+        length = min(n - begin, CHUNK)
+        easy = bounded and v_bits(v_eq(extent.chunk_max[c], maximum)) == 0
+        x_part = x + begin
+        y_part = y + begin if y != NULL else NULL
+        e_part = e + begin if e != NULL else NULL
+        if easy:
+            sum_lanes(kind, general, dense, True, 0, x_part, y_part, e_part, roomy, length,
+                      &scale, maximum, &sums)
+        else:
+            sum_lanes(kind, general, dense, False, 0, x_part, y_part, e_part, roomy, length,
+                      &scale, maximum, &sums)
+        if (kind == EXP_STORED or kind == EXP_SUMMED) and not easy:
+            chunk[c].count = ties_of(length, sums.others)
+        if kind == EXP_STORED or kind == EXP_SUMMED:
+            chunk[c].rest = v_reduce_add(sums.rest)
+            chunk[c].low = v_reduce_add(sums.low) if SPLITS else 0
+        if dense or kind == PRODUCT or kind == PLAIN:
+            chunk[c].dot = v_reduce_add(sums.dot)
+            chunk[c].q = v_reduce_add(sums.q) if dense else 0
     if chunks > 1:
         add_exactly(&chunk[0], &chunk[1], &chunk[0])
         add_exactly(&chunk[2], &chunk[3], &chunk[2])
@@ -190,14 +317,40 @@ cdef inline void add_block(int op, bint general, bint dense, const real *x, cons
     block.count = chunk[0].count + chunk[1].count + chunk[2].count + chunk[3].count
     block.dot = (chunk[0].dot + chunk[1].dot) + (chunk[2].dot + chunk[3].dot)
     block.q = (chunk[0].q + chunk[1].q) + (chunk[2].q + chunk[3].q)
-    block.at_max = 0
-    if not is_product(op):
-        if own_max == -INFINITY:
+    if kind == EXP_STORED or kind == EXP_SUMMED:
+        if block.max == -INFINITY:
             block.count = 0
             if dense and block.q > 0:
                 block.dot = INFINITY
         else:
-            block.at_max = v_reduce_max(exp_scaled(general, maximum, &scale))
+            block.at_max = v_reduce_max(exp_scaled(general, True, maximum, &scale))
+
+
+cdef void add_block(Kind kind, bint dense, const real *x, const real *y, real *e, bint roomy,
+                    Py_ssize_t n, const View *view, const Extent *extent, double exponent,
+                    Partial *block) noexcept nogil:
+    """Sums over up to BLOCK columns, scaled by 2^exponent; roomy: as for sum_lanes."""
+    cdef bint general = view.general
+    if kind == PRODUCT:
+        add_block_as(PRODUCT, False, False, x, y, e, roomy, n, view, extent, exponent, block)
+    elif kind == PLAIN:
+        add_block_as(PLAIN, False, False, x, y, e, roomy, n, view, extent, exponent, block)
+    elif kind == EXP_STORED and dense and general:
+        add_block_as(EXP_STORED, True, True, x, y, e, roomy, n, view, extent, exponent, block)
+    elif kind == EXP_STORED and dense:
+        add_block_as(EXP_STORED, False, True, x, y, e, roomy, n, view, extent, exponent, block)
+    elif kind == EXP_STORED and general:
+        add_block_as(EXP_STORED, True, False, x, y, e, roomy, n, view, extent, exponent, block)
+    elif kind == EXP_STORED:
+        add_block_as(EXP_STORED, False, False, x, y, e, roomy, n, view, extent, exponent, block)
+    elif dense and general:
+        add_block_as(EXP_SUMMED, True, True, x, y, e, roomy, n, view, extent, exponent, block)
+    elif dense:
+        add_block_as(EXP_SUMMED, False, True, x, y, e, roomy, n, view, extent, exponent, block)
+    elif general:
+        add_block_as(EXP_SUMMED, True, False, x, y, e, roomy, n, view, extent, exponent, block)
+    else:
+        add_block_as(EXP_SUMMED, False, False, x, y, e, roomy, n, view, extent, exponent, block)
 
 
 # ------------------------------------------------------------------- stretches of a row
@@ -246,32 +399,33 @@ cdef inline void fold_all(Partial *stack, int depth) noexcept nogil:
 
 cdef inline bint in_reach(const View *view, double m) noexcept nogil:
     """Whether z = (m - c) / T may be reduced without taking the maximum off first."""
-    return fabs((m - view.shift) * view.beta_high) <= ANCHOR
+    return fabs(<real>((m - view.shift) * view.beta_high)) <= ANCHOR
 
 
-cdef inline bint sweep(int op, bint general, bint dense, const real *x, const real *y, real *e,
-                       Py_ssize_t n, const View *view, double start_max, Partial *result,
-                       double *exponents) noexcept nogil:
+cdef bint sweep(int op, bint dense, const real *x, const real *y, real *e, bint roomy,
+                Py_ssize_t n, const View *view, double start_max, Partial *result,
+                double *exponents) noexcept nogil:
     """First sweep over n columns. False if the maximum turned out to be out of reach.
 
     The exponentials go to e, with the scale 2^exponents[b] of each block. start_max is a
     lower bound of the row's maximum, or -inf.
     """
+    cdef Kind kind = kind_of(op)
     cdef Partial[48] stack
+    cdef Extent extent
     cdef int depth = 0
     cdef Py_ssize_t begin, length, index = 0
-    cdef double running = start_max, own = -INFINITY, exponent = 0
+    cdef double running = start_max, exponent = 0
     for begin from 0 <= begin < n by BLOCK:
         length = min(n - begin, BLOCK)
-        if not is_product(op):
-            own = block_max(x + begin, length)
-            if own > running:
-                running = own
+        if kind == EXP_STORED or kind == EXP_SUMMED:
+            find_extent(x + begin, length, &extent)
+            running = max(running, extent.max)
             if running > -INFINITY and not in_reach(view, running):
                 return False
-            exponent = exponent_of(view, own)
-        add_block(op, general, dense, x + begin, y + begin if y != NULL else NULL,
-                  e + begin if e != NULL else NULL, length, view, own, exponent,
+            exponent = exponent_of(view, extent.max)
+        add_block(kind, dense, x + begin, y + begin if y != NULL else NULL,
+                  e + begin if e != NULL else NULL, roomy, length, view, &extent, exponent,
                   &stack[depth])
         if exponents != NULL:
             exponents[index] = exponent
@@ -323,89 +477,103 @@ cdef inline vec log_probability(bint general, vec x, vec m, vec beta_high, vec b
                    v_fma(d, beta_high, v_sub(v_mul(d, beta_low), log_s)))
 
 
+cdef struct Last:
+    # What the last sweep needs to know, spread over vectors.
+    vec high, low  # the factor of exponentials; for log_softmax high is log S
+    vec m          # the maximum; for a gradient less its factor; for a vjp the sum
+    vec beta_high, beta_low
+    vec scale      # of the block
+
+
 cdef inline vec last_value(int op, bint general, bint dense, bint rescaled, vec x, vec y,
-                           vec scale, vec high, vec low, vec m,
-                           vec beta) noexcept nogil:
+                           const Last *last) noexcept nogil:
     """One vector of the last sweep; x holds exponentials where the operation stored them."""
     cdef vec result
     if stores_exp(op):
         if rescaled:
-            x = v_mul(x, scale)
-        result = v_multiply(x, high, low)
-        return v_fma(m, y, result) if dense else result
+            x = v_mul(x, last.scale)
+        result = v_multiply(x, last.high, last.low)
+        return v_fma(last.m, y, result) if dense else result
+    if op == LOG_SOFTMAX:
+        return log_probability(general, x, last.m, last.beta_high, last.beta_low, last.high)
     if op == SOFTMAX_VJP:
-        result = v_mul(x, v_sub(y, m))
+        result = v_mul(x, v_sub(y, last.m))
     else:
-        result = v_sub(y, v_mul(exp_of_negative(x), m))
-    return v_mul(result, beta) if general else result
+        result = v_sub(y, v_mul(exp_of_negative(x), last.m))
+    return v_mul(result, last.beta_high) if general else result
 
 
-cdef inline void write_logs(bint general, const real *x, real *out, Py_ssize_t n,
-                            const View *view, double maximum, double log_sum) noexcept nogil:
-    """The last sweep of log_softmax."""
-    cdef vec m = v_set1(<real>maximum), log_s = v_set1(<real>log_sum)
-    cdef vec beta_high = v_set1(<real>view.beta_high), beta_low = v_set1(<real>view.beta_low)
+cdef inline void write_columns(int op, bint general, bint dense, bint rescaled, int vectors,
+                               const real *x, const real *y, bint roomy, real *out,
+                               Py_ssize_t n, const Last *last) noexcept nogil:
+    """The last sweep over n columns. vectors: as for lane_max.
+
+    roomy: x, which then holds exponentials, may be read up to the end of the last vector.
+    """
+    cdef vec zero = v_set1(0), xv, yv = zero
     cdef vmask present
-    cdef Py_ssize_t i = 0
-    while i + VLEN <= n:
-        v_store(out + i, log_probability(general, v_load(x + i), m, beta_high, beta_low, log_s))
-        i += VLEN
-    if i < n:
-        present = v_first(n - i)
-        v_store_first(out + i, present, log_probability(
-            general, v_load_first(x + i, present, m), m, beta_high, beta_low, log_s))
+    cdef Py_ssize_t i = 0, whole = n // VLEN * VLEN
+    cdef int v
+    if vectors > 0:
+        whole = (vectors - 1) * VLEN
+    for i from 0 <= i < whole by VLEN:
+        xv = v_load(x + i)
+        if dense or is_product(op):
+            yv = v_load(y + i)
+        v_store(out + i, last_value(op, general, dense, rescaled, xv, yv, last))
+    if vectors > 0 or whole < n:
+        present = v_first(n - whole)
+        xv = v_load(x + whole) if roomy else v_load_first(x + whole, present, zero)
+        if dense or is_product(op):
+            yv = v_load_first(y + whole, present, zero)
+        v_store_first(out + whole, present,
+                      last_value(op, general, dense, rescaled, xv, yv, last))
 
 
-cdef inline void write(int op, bint general, bint dense, const real *x, const real *y,
-                       const real *e, real *out, Py_ssize_t n, const View *view,
-                       const Partial *whole, const double *exponents,
-                       double gradient) noexcept nogil:
+cdef void write(int op, bint dense, const real *x, const real *y, const real *e, bint roomy,
+                real *out, Py_ssize_t n, const View *view, const Partial *whole,
+                const double *exponents, double gradient) noexcept nogil:
     """Last sweep: the values from the row's sums. `gradient`: what p - q is multiplied by."""
     cdef Factor factor
     cdef double step, split
-    cdef vec scale = v_set1(1), high = scale, low = scale, m = scale
-    cdef vec beta = scale
-    cdef vec zero = v_set1(0), xv, yv = zero
-    cdef vmask present
-    cdef Py_ssize_t begin, end, i
-    cdef bint rescaled
-    if stores_exp(op):
-        factor = divide(gradient * whole.q if op == CROSS_ENTROPY_WITH_GRAD else 1,
-                        whole_sum(whole))
-        m = v_set1(<real>-gradient)
-    elif op == LOG_SOFTMAX:
-        write_logs(general, x, out, n, view, whole.max, log_sum(whole))
+    cdef Last last
+    cdef Py_ssize_t begin, length
+    last.beta_high = v_set1(<real>view.beta_high)
+    last.beta_low = v_set1(<real>view.beta_low)
+    if op == LOG_SOFTMAX:
+        last.m = v_set1(<real>whole.max)
+        last.high = v_set1(<real>log_sum(whole))
+        if view.general:
+            write_columns(LOG_SOFTMAX, True, False, False, 0, x, NULL, False, out, n, &last)
+        else:
+            write_columns(LOG_SOFTMAX, False, False, False, 0, x, NULL, False, out, n, &last)
         return
-    else:
-        m = v_set1(<real>whole.dot)
-        beta = v_set1(<real>view.beta_high)
+    if is_product(op):
+        last.m = v_set1(<real>whole.dot)
+        if op == SOFTMAX_VJP:
+            write_columns(SOFTMAX_VJP, True, False, False, 0, x, y, False, out, n, &last)
+        else:
+            write_columns(LOG_SOFTMAX_VJP, True, False, False, 0, x, y, False, out, n, &last)
+        return
+    factor = divide(gradient * whole.q if op == CROSS_ENTROPY_WITH_GRAD else 1, whole_sum(whole))
+    last.m = v_set1(<real>-gradient)
     for begin from 0 <= begin < n by BLOCK:
-        end = min(n, begin + BLOCK)
-        rescaled = False
-        if stores_exp(op):
-            step = exponents[begin // BLOCK] - whole.exponent if exponents != NULL else 0
-            rescaled = step != 0
-            # The exact scale of a block far below the maximum may be subnormal itself.
-            split = DEEP_SPLIT if step < DEEP else 0
-            scale = v_set1(<real>power_of_two(step + split))
-            high = v_set1(<real>(factor.high * power_of_two(-split)))
-            low = v_set1(<real>(factor.low * power_of_two(-split)))
-        i = begin
-        while i + VLEN <= end:
-            xv = v_load((e if stores_exp(op) else x) + i)
-            if dense or is_product(op):
-                yv = v_load(y + i)
-            v_store(out + i, last_value(op, general, dense, rescaled, xv, yv, scale, high, low,
-                                        m, beta))
-            i += VLEN
-        if i < end:
-            present = v_first(end - i)
-            xv = v_load_first((e if stores_exp(op) else x) + i, present, zero)
-            if dense or is_product(op):
-                yv = v_load_first(y + i, present, zero)
-            v_store_first(out + i, present,
-                          last_value(op, general, dense, rescaled, xv, yv, scale, high, low, m,
-                                     beta))
+        length = min(n - begin, BLOCK)
+        step = exponents[begin // BLOCK] - whole.exponent if exponents != NULL else 0
+        # The exact scale of a block far below the maximum may be subnormal itself.
+        split = DEEP_SPLIT if step < DEEP else 0
+        last.scale = v_set1(<real>power_of_two(step + split))
+        last.high = v_set1(<real>(factor.high * power_of_two(-split)))
+        last.low = v_set1(<real>(factor.low * power_of_two(-split)))
+        if dense:
+            write_columns(SOFTMAX, False, True, True, 0, e + begin, y + begin, roomy, out + begin,
+                          length, &last)
+        elif step != 0:
+            write_columns(SOFTMAX, False, False, True, 0, e + begin, NULL, roomy, out + begin,
+                          length, &last)
+        else:
+            write_columns(SOFTMAX, False, False, False, 0, e + begin, NULL, roomy, out + begin,
+                          length, &last)
 
 
 # ------------------------------------------------------------------------ one whole row
@@ -525,25 +693,23 @@ cdef inline void finish(int op, const Task *task, Py_ssize_t row, double tempera
                                        log_s, whole))
 
 
-cdef inline void write_row(int op, bint general, bint dense, const real *x, const real *y,
-                           const real *e, real *out, const Task *task, Py_ssize_t row,
-                           Py_ssize_t begin, Py_ssize_t end, double target_logit,
-                           const View *view, const Partial *whole,
+cdef inline void write_row(int op, bint dense, const real *x, const real *y, const real *e,
+                           bint roomy, real *out, const Task *task, Py_ssize_t row,
+                           double target_logit, const View *view, const Partial *whole,
                            const double *exponents) noexcept nogil:
-    """Columns [begin, end) of the row's output; pointers are to column `begin`."""
+    """The whole of a row's output."""
     cdef Partial total = whole[0]
     cdef double gradient = 0, spike = 0
-    cdef Py_ssize_t target
+    cdef real *at_target
     if op == CROSS_ENTROPY_WITH_GRAD:
         gradient = task.gradient_scale / view.temperature
         spike = spike_weight(task, row)
         total.q += spike
-    write(op, general, dense, x, y, e, out, end - begin, view, &total, exponents, gradient)
+    write(op, dense, x, y, e, roomy, out, task.n, view, &total, exponents, gradient)
     if op == CROSS_ENTROPY_WITH_GRAD and task.target != NULL:
-        target = task.target[row] - begin
-        if 0 <= target < end - begin:
-            out[target] = <real>target_gradient(out[target], target_logit, spike, gradient,
-                                                dense, whole)
+        at_target = out + task.target[row]
+        at_target[0] = <real>target_gradient(at_target[0], target_logit, spike, gradient, dense,
+                                             whole)
 
 
 cdef struct Rows:
@@ -566,181 +732,241 @@ cdef inline real *out_of(const Rows *rows, Py_ssize_t k) noexcept nogil:
 
 
 cdef enum:
-    GATHERED = 1 << 18  # elements of rows gathered together: a second-level cache
-    BATCH = 16  # rows whose logarithms are taken together, as vectors
+    GATHERED = 1 << 18       # elements of rows gathered together: a second-level cache
+    EXP_SCRATCH = 2 * BLOCK  # exponentials of rows that are in work: half a first-level cache
+
+# ---------------------------------------------------------- short rows, several at a time
+#
+# A row of ten columns is one vector, and what is done once per row (two horizontal steps,
+# a scale, a division, a logarithm) would take longer than its exponentials, each step
+# waiting for the one before. So up to VLEN rows go through each step together, and what is
+# done once per row is done for all of them in one vector.
+
+cdef enum:
+    LONGER = -1  # for `vectors`: rows of more than a chunk, up to a block
 
 cdef struct Batch:
-    Partial[BATCH] whole
-    double[BATCH] log_s
-    double[BATCH] at_max
-    double[BATCH] target_logit
+    vec[16] lanes, low_lanes  # of every row, still to be joined
+    real[16] max, at_max, magic, lowest, high, low_factor
+    double[16] count, rest, low, target_logit
+    double[16] log_s
 
 
-cdef inline bint needs_log(int op) noexcept nogil:
-    return op != SOFTMAX and not is_product(op)
+cdef inline void join_lanes(bint largest, Py_ssize_t count, vec *lanes,
+                            real *result) noexcept nogil:
+    """Add the lanes of each of `count` vectors, or take the largest."""
+    cdef Py_ssize_t k
+    if count <= 2:
+        for k in range(count):
+            result[k] = v_reduce_max(lanes[k]) if largest else v_reduce_add(lanes[k])
+        return
+    for k in range(count, VLEN):
+        lanes[k] = v_set1(0)
+    v_store(result, v_reduce_each_max(lanes) if largest else v_reduce_each_add(lanes))
 
 
-cdef inline bint small_row(int op, int vectors, const real *x, const real *y, real *out,
-                           const Task *task, Py_ssize_t row, double target_logit,
-                           Partial *whole) noexcept nogil:
-    """A row of up to one lane row, in registers; False if it is out of reach.
+cdef inline void add_lanes(Py_ssize_t count, vec *lanes, double *result) noexcept nogil:
+    cdef real[16] sums
+    cdef Py_ssize_t k
+    join_lanes(False, count, lanes, sums)
+    for k in range(count):
+        result[k] = sums[k]
 
-    Writes what needs no logarithm.
+
+cdef inline bint is_ignored(int op, const Task *task, Py_ssize_t row) noexcept nogil:
+    return is_loss(op) and task.target != NULL and task.target[row] == task.ignore_index
+
+
+cdef inline Py_ssize_t sum_batch(int op, bint general, int vectors, const Rows *rows,
+                                 const Task *task, Py_ssize_t start, Py_ssize_t count,
+                                 const View *view, real *e, Py_ssize_t stride,
+                                 Batch *batch) noexcept nogil:
+    """Maxima, exponentials and sums of the batch.
+
+    Returns how many rows come before the first out of reach; of the others nothing is done.
     """
-    cdef vec zero = v_set1(0), lowest = v_set1(<real>-INFINITY), maximum, largest, value
-    cdef vec high, low
-    cdef Factor factor
-    cdef vec[4] xv, yv, e, rest, low_rest
-    cdef real[LANES] kept
-    cdef uint64_t ties = 0
-    cdef vmask present = v_first(task.n - (vectors - 1) * VLEN)
+    cdef vec m, z, exponent
     cdef Scale scale
-    cdef double gradient = 0, spike = 0
-    cdef real m, exponent
-    cdef int v, last = vectors - 1
-    for v in range(last):
-        xv[v] = v_load(x + v * VLEN)
-    xv[last] = v_load_first(x + last * VLEN, present, zero if is_product(op) else lowest)
-    for v in range(4):
-        rest[v] = zero
-    if is_product(op):
-        for v in range(last):
-            yv[v] = v_load(y + v * VLEN)
-        yv[last] = v_load_first(y + last * VLEN, present, zero)
-        for v in range(vectors):
-            rest[v] = yv[v] if op == LOG_SOFTMAX_VJP else v_fma(xv[v], yv[v], zero)
-        whole.dot = add_lanes(rest)
+    cdef LaneSums sums
+    cdef uint64_t outside
+    cdef Py_ssize_t k
+    for k in range(count):
+        batch.lanes[k] = lane_max(vectors, x_of(rows, start + k), task.n)
+    join_lanes(True, count, batch.lanes, batch.max)
+    for k in range(count, VLEN):
+        batch.max[k] = 0
+    m = v_load(batch.max)
+    z = m
+    scale.shift = v_set1(0)
+    scale.beta_high = v_set1(<real>view.beta_high)
+    scale.beta_low = v_set1(<real>view.beta_low)
+    if general:
+        z = v_mul(m, scale.beta_high)
+    outside = v_bits(v_not_less(v_abs(z), v_set1(ANCHOR)))
+    if outside != 0:
+        count = first_bit(outside)
+    # exponent_of and set_scale, in real.
+    exponent = v_sub(v_add(v_mul(z, v_set1(LOG2E / 2)), v_set1(MAGIC)), v_set1(MAGIC))
+    exponent = v_add(exponent, exponent)
+    scale.magic = v_sub(v_set1(MAGIC + (HEADROOM + BIAS)), exponent)
+    scale.lowest = v_mul(v_add(v_sub(exponent, v_set1(HEADROOM)), v_set1(LOWEST_EXPONENT)),
+                         v_set1(LN2_HIGH))
+    if general:
+        scale.lowest = v_max(v_mul(scale.lowest, v_set1(<real>view.temperature)),
+                             v_set1(-REAL_MAX))
+    v_store(batch.magic, scale.magic)
+    v_store(batch.lowest, scale.lowest)
+    v_store(batch.at_max, exp_scaled(general, True, m, &scale))
+    for k in range(count):
+        scale.magic = v_set1(batch.magic[k])
+        scale.lowest = v_set1(batch.lowest[k])
+        sum_lanes(kind_of(op), general, False, False, vectors, x_of(rows, start + k), NULL,
+                  e + k * stride, True, task.n, &scale, v_set1(batch.max[k]), &sums)
+        batch.lanes[k] = sums.rest
+        batch.low_lanes[k] = sums.low
+        batch.count[k] = ties_of(task.n, sums.others)
+    add_lanes(count, batch.lanes, batch.rest)
+    if SPLITS:
+        add_lanes(count, batch.low_lanes, batch.low)
+    return count
+
+
+cdef Py_ssize_t sum_longer_batch(Kind kind, const Rows *rows, Py_ssize_t n, Py_ssize_t start,
+                                 Py_ssize_t count, const View *view, real *e, Py_ssize_t stride,
+                                 Batch *batch) noexcept nogil:
+    """sum_batch for rows of up to a block."""
+    cdef Extent[8] extent  # EXP_SCRATCH / CHUNK
+    cdef Partial whole
+    cdef Py_ssize_t k
+    for k in range(count):
+        find_extent(x_of(rows, start + k), n, &extent[k])
+    for k in range(count):
+        if not in_reach(view, extent[k].max):
+            return k
+        add_block(kind, False, x_of(rows, start + k), NULL, e + k * stride, True, n, view,
+                  &extent[k], exponent_of(view, extent[k].max), &whole)
+        batch.max[k] = <real>whole.max
+        batch.at_max[k] = <real>whole.at_max
+        batch.count[k] = whole.count
+        batch.rest[k] = whole.rest
+        batch.low[k] = whole.low
+    return count
+
+
+cdef inline void write_batch(int op, bint general, int vectors, const Rows *rows,
+                             const Task *task, Py_ssize_t start, Py_ssize_t count,
+                             const View *view, const real *e, Py_ssize_t stride,
+                             Batch *batch) noexcept nogil:
+    """What follows from the sums: factors and logarithms, then the outputs of the batch."""
+    cdef Last last
+    cdef Partial whole
+    cdef Factor factor
+    cdef double rest, unit, numerator, spike, gradient
+    cdef double[16] units
+    cdef Py_ssize_t k, row
+    cdef real *out
+    last.beta_high = v_set1(<real>view.beta_high)
+    last.beta_low = v_set1(<real>view.beta_low)
+    if stores_exp(op):
+        for k in range(count):
+            numerator = 1
+            if op == CROSS_ENTROPY_WITH_GRAD and not is_ignored(op, task, rows.first + start + k):
+                numerator = (task.gradient_scale / view.temperature
+                             * spike_weight(task, rows.first + start + k))
+            rest = batch.rest[k] + batch.low[k] if SPLITS or vectors == LONGER else batch.rest[k]
+            factor = divide(numerator, batch.count[k] * batch.at_max[k] + rest)
+            batch.high[k] = factor.high
+            batch.low_factor[k] = factor.low
+    if needs_log(op):
+        for k in range(count):
+            rest = batch.rest[k] + batch.low[k] if SPLITS or vectors == LONGER else batch.rest[k]
+            units[k] = batch.at_max[k]
+            batch.log_s[k] = rest + (batch.count[k] - 1) * units[k]
+        log1p_of_ratios(batch.log_s, units, count)
+    for k in range(count):
+        row = rows.first + start + k
+        out = out_of(rows, start + k)
+        if is_ignored(op, task, row):
+            set_row_out(task, row, 0)
+            fill(out, task.n, 0)
+            continue
         if op == DOT:
-            return True
-        maximum = v_set1(<real>whole.dot)
-        for v in range(vectors):
-            e[v] = last_value(op, False, False, False, xv[v], yv[v], zero, zero, zero, maximum,
-                              zero)
-    else:
-        largest = lowest
-        for v in range(vectors):
-            largest = v_max(xv[v], largest)
-        m = v_reduce_max(largest)
-        if not fabs(m) <= ANCHOR:
-            return False
-        # As exponent_of and set_scale, but in real: shorter by several conversions.
-        exponent = 2 * ((m * (LOG2E / 2) + MAGIC) - MAGIC)
-        scale.magic = v_set1((MAGIC + (HEADROOM + BIAS)) - exponent)
-        scale.lowest = v_set1((exponent + (LOWEST_EXPONENT - HEADROOM)) * LN2_HIGH)
-        maximum = v_set1(m)
-        for v in range(4):
-            low_rest[v] = zero
-        for v in range(vectors):
-            e[v] = exp_scaled(False, xv[v], &scale)
-            rest[v] = v_set1(SPLITTER)
-            add_split(v_ne(xv[v], maximum), e[v], &rest[v], &low_rest[v])
-            rest[v] = v_sub(rest[v], v_set1(SPLITTER))
-            ties |= v_bits(v_eq(xv[v], maximum)) << (v * VLEN)
-            v_store(kept + v * VLEN, e[v])
-        whole.rest = add_lanes(rest)
-        whole.low = add_lanes(low_rest) if SPLITS else 0
-        whole.count = count_bits(ties)
-        whole.at_max = kept[first_bit(ties)]
-        whole.max = m
-        whole.dot = whole.q = 0
-        if not stores_exp(op):
-            return True
-        if op == CROSS_ENTROPY_WITH_GRAD:
-            gradient = task.gradient_scale
+            set_row_out(task, row, batch.rest[k])
+        elif op == LOGSUMEXP:
+            set_row_out(task, row, batch.max[k] + batch.log_s[k])
+        elif op == LOG_SOFTMAX:
+            last.m = v_set1(batch.max[k])
+            last.high = v_set1(<real>batch.log_s[k])
+            write_columns(op, general, False, False, vectors, x_of(rows, start + k), NULL, False,
+                          out, task.n, &last)
+        elif is_product(op):
+            last.m = v_set1(<real>batch.rest[k])
+            write_columns(op, general, False, False, vectors, x_of(rows, start + k),
+                          y_of(rows, start + k), False, out, task.n, &last)
+        if stores_exp(op):
+            last.high = v_set1(batch.high[k])
+            last.low = v_set1(batch.low_factor[k])
+            write_columns(SOFTMAX, False, False, False, vectors, e + k * stride, NULL, True, out,
+                          task.n, &last)
+        if is_loss(op):
+            whole.max = batch.max[k]
+            whole.at_max = batch.at_max[k]
+            whole.count = batch.count[k]
+            whole.rest = batch.rest[k]
+            whole.low = batch.low[k] if SPLITS or vectors == LONGER else 0
+            whole.dot = whole.q = 0
             spike = spike_weight(task, row)
-        factor = divide(gradient * spike if op == CROSS_ENTROPY_WITH_GRAD else 1,
-                        whole_sum(whole))
-        high = v_set1(factor.high)
-        low = v_set1(factor.low)
-        for v in range(vectors):
-            e[v] = v_multiply(e[v], high, low)
-    for v in range(last):
-        v_store(out + v * VLEN, e[v])
-    v_store_first(out + last * VLEN, present, e[last])
-    if op == CROSS_ENTROPY_WITH_GRAD:
-        out[task.target[row]] = <real>target_gradient(
-            out[task.target[row]], target_logit, spike, gradient, False, whole)
-    return True
+            set_row_out(task, row, loss_of(view.temperature, batch.target_logit[k], spike,
+                                           batch.log_s[k], &whole))
+            if op == CROSS_ENTROPY_WITH_GRAD:
+                gradient = task.gradient_scale / view.temperature
+                out[task.target[row]] = <real>target_gradient(
+                    out[task.target[row]], batch.target_logit[k], spike, gradient, False, &whole)
 
 
-cdef inline bint block_row(int op, bint general, const real *x, const real *y, real *out, const Task *task,
-                           Py_ssize_t row, double target_logit, const View *view, real *block,
-                           Partial *whole) noexcept nogil:
-    """A row of up to one block, its exponentials in scratch; otherwise like small_row."""
-    cdef double m = -INFINITY, exponent = 0
-    if not is_product(op):
-        m = block_max(x, task.n)
-        if not in_reach(view, m):
-            return False
-        exponent = exponent_of(view, m)
-    add_block(op, general, False, x, y, block, task.n, view, m, exponent, whole)
-    if stores_exp(op) or op == SOFTMAX_VJP or op == LOG_SOFTMAX_VJP:
-        write_row(op, general, False, x, y, block, out, task, row, 0, task.n, target_logit, view,
-                  whole, NULL)
-    return True
-
-
-cdef inline Py_ssize_t batched_rows(int op, bint general, int vectors, const Rows *rows, const Task *task,
-                                    Py_ssize_t begin, const View *view,
+cdef inline Py_ssize_t batched_rows(int op, bint general, int vectors, const Rows *rows,
+                                    const Task *task, Py_ssize_t begin, const View *view,
                                     real *block) noexcept nogil:
-    """Rows from `begin` on, up to the first that is out of reach or ignored, which it returns.
+    """Rows from `begin` on, up to the first out of reach, which it returns.
 
-    vectors: how many a row takes; 0 for more than a lane row, or with a temperature.
+    vectors: how many a row takes; 0 for up to a chunk, or with a temperature; or LONGER.
     """
     cdef Batch batch
-    cdef Py_ssize_t k, count, start = begin, row
-    cdef Partial *whole
-    cdef const real *x
-    cdef real *out
-    cdef double log_s
-    cdef bint stopped = False
-    while start < rows.count and not stopped:
-        count = min(<Py_ssize_t>BATCH, rows.count - start)
-        for k in range(count):
-            row = rows.first + start + k
-            x = x_of(rows, start + k)
-            if is_loss(op):
-                if task.target[row] == task.ignore_index:
-                    stopped = True
-                else:
-                    batch.target_logit[k] = x[task.target[row]]
-            if not stopped:
-                if vectors > 0:
-                    stopped = not small_row(op, vectors, x, y_of(rows, start + k),
-                                            out_of(rows, start + k), task, row,
-                                            batch.target_logit[k], &batch.whole[k])
-                else:
-                    stopped = not block_row(op, general, x, y_of(rows, start + k),
-                                            out_of(rows, start + k), task, row,
-                                            batch.target_logit[k], view, block,
-                                            &batch.whole[k])
-            if stopped:
-                count = k
-                break
-            if needs_log(op):
-                batch.log_s[k] = all_but_one(&batch.whole[k])
-                batch.at_max[k] = batch.whole[k].at_max
-        if needs_log(op):
-            log1p_of_ratios(batch.log_s, batch.at_max, count)
-        for k in range(count):
-            row = rows.first + start + k
-            whole = &batch.whole[k]
-            if op == DOT:
-                set_row_out(task, row, whole.dot)
-            elif needs_log(op):
-                log_s = batch.log_s[k]
-                if op == LOG_SOFTMAX:
-                    write_logs(general, x_of(rows, start + k), out_of(rows, start + k), task.n,
-                               view, whole.max, log_s)
-                else:
-                    finish(op, task, row, view.temperature, batch.target_logit[k], log_s,
-                           whole)
-        start += count
+    cdef LaneSums sums
+    cdef Py_ssize_t k, row, count, usable, start = begin
+    cdef Py_ssize_t stride = (task.n + VLEN - 1) // VLEN * VLEN
+    cdef Py_ssize_t most = min(VLEN, EXP_SCRATCH // stride)
+    if vectors > 0:
+        most = VLEN
+    while start < rows.count:
+        count = min(most, rows.count - start)
+        usable = count
+        if is_loss(op):
+            for k in range(count):
+                row = rows.first + start + k
+                if not is_ignored(op, task, row):
+                    batch.target_logit[k] = x_of(rows, start + k)[task.target[row]]
+        if is_product(op):
+            for k in range(count):
+                sum_lanes(kind_of(op), False, False, False, vectors, x_of(rows, start + k),
+                          y_of(rows, start + k), NULL, False, task.n, NULL, v_set1(0), &sums)
+                batch.lanes[k] = sums.dot
+            add_lanes(count, batch.lanes, batch.rest)
+        elif vectors == LONGER:
+            usable = sum_longer_batch(kind_of(op), rows, task.n, start, count, view, block,
+                                      stride, &batch)
+        else:
+            usable = sum_batch(op, general, vectors, rows, task, start, count, view, block,
+                               stride, &batch)
+        write_batch(op, general, vectors, rows, task, start, usable, view, block, stride, &batch)
+        start += usable
+        if usable < count:
+            break
     return start
 
 
 cdef struct Scratch:
-    real *block        # BLOCK reals
+    real *block        # EXP_SCRATCH reals
     double *exponents  # K of each block of a row, if a row is longer than that
     real *q            # q of a row, where it is not the target probabilities themselves
     real *x_rows       # gathered rows
@@ -748,49 +974,42 @@ cdef struct Scratch:
     void *memory       # to free
 
 
-cdef inline void large_row(int op, bint dense, const real *x, const real *y, real *out,
-                           const Task *task, Py_ssize_t row, View *view,
-                           const Scratch *scratch) noexcept nogil:
+cdef void large_row(int op, bint dense, const real *x, const real *y, real *out,
+                    const Task *task, Py_ssize_t row, View *view,
+                    const Scratch *scratch) noexcept nogil:
     """A row of any length, sweep by sweep."""
     cdef Partial whole
     cdef Py_ssize_t n = task.n
     cdef double target_logit = 0, start = -INFINITY, m
-    cdef real *e = scratch.block if n <= BLOCK else out
+    cdef bint roomy = n <= BLOCK
+    cdef real *e = scratch.block if roomy else out
     cdef double *exponents = scratch.exponents
-    cdef bint swept
     if is_loss(op) and task.target != NULL:
         target_logit = x[task.target[row]]
     if is_product(op):
-        sweep(op, False, False, x, y, e, n, view, start, &whole, exponents)
+        sweep(op, False, x, y, NULL, False, n, view, start, &whole, exponents)
         if op == DOT:
             set_row_out(task, row, whole.dot)
             return
     else:
         if is_one_hot(view.temperature):
-            limit_row(op, x, y, out, task, row, block_max(x, n))
+            limit_row(op, x, y, out, task, row, row_max(x, n))
             return
-        if stores_exp(op) and n > BLOCK and <const real *>out == x:
-            start = block_max(x, n)
-        if view.general:
-            swept = sweep(op, True, dense, x, y, e, n, view, start, &whole, exponents)
-        else:
-            swept = sweep(op, False, dense, x, y, e, n, view, start, &whole, exponents)
-        if not swept or whole.max == -INFINITY:
-            m = block_max(x, n)
+        if stores_exp(op) and not roomy and <const real *>out == x:
+            start = row_max(x, n)
+        if (not sweep(op, dense, x, y, e, roomy, n, view, start, &whole, exponents)
+                or whole.max == -INFINITY):
+            m = row_max(x, n)
             if fabs(m) > REAL_MAX:
                 limit_row(op, x, y, out, task, row, m)
                 return
             set_view(view, view.temperature, m)
-            sweep(op, True, dense, x, y, e, n, view, m, &whole, exponents)
-        finish(op, task, row, view.temperature, target_logit, log_sum(&whole), &whole)
+            sweep(op, dense, x, y, e, roomy, n, view, m, &whole, exponents)
+        if needs_log(op):
+            finish(op, task, row, view.temperature, target_logit, log_sum(&whole), &whole)
     if op == LOGSUMEXP or op == CROSS_ENTROPY:
         return
-    if view.general:
-        write_row(op, True, dense, x, y, e, out, task, row, 0, n, target_logit, view, &whole,
-                  exponents)
-    else:
-        write_row(op, False, dense, x, y, e, out, task, row, 0, n, target_logit, view, &whole,
-                  exponents)
+    write_row(op, dense, x, y, e, roomy, out, task, row, target_logit, view, &whole, exponents)
 
 
 # ------------------------------------------------------------------------ ranges of rows
@@ -866,14 +1085,14 @@ cdef bint is_masked_whole(const Operand *mask, Py_ssize_t outer, Py_ssize_t inne
     return True
 
 
-cdef inline void one_row(int op, const Rows *rows, Py_ssize_t k, const Task *task,
+cdef void one_row(int op, const Rows *rows, Py_ssize_t k, const Task *task,
                          const View *view, bint dense, const Scratch *scratch) noexcept nogil:
     """A row of any length and kind."""
     cdef View own = view[0]
     cdef Py_ssize_t row = rows.first + k
     cdef const real *y = y_of(rows, k)
     cdef double base
-    if is_loss(op) and task.target != NULL and task.target[row] == task.ignore_index:
+    if is_ignored(op, task, row):
         set_row_out(task, row, 0)
         fill(out_of(rows, k), task.n, 0)
         return
@@ -891,23 +1110,27 @@ cdef inline void one_row(int op, const Rows *rows, Py_ssize_t k, const Task *tas
 cdef inline void each_row(int op, const Rows *rows, const Task *task, const View *view,
                           bint dense, const Scratch *scratch) noexcept nogil:
     """All rows, batched as long as nothing is special about them."""
-    cdef bint batched = (task.n <= BLOCK and not dense and task.temperature_step == 0
-                         and not is_one_hot(view.temperature))
+    cdef bint batched = (task.n <= (CHUNK if is_product(op) else BLOCK) and not dense
+                         and task.temperature_step == 0 and not is_one_hot(view.temperature))
     cdef Py_ssize_t k = 0
     while k < rows.count:
         if batched:
-            if view.general:
+            if task.n > CHUNK and view.general:
+                k = batched_rows(op, True, LONGER, rows, task, k, view, scratch.block)
+            elif task.n > CHUNK:
+                k = batched_rows(op, False, LONGER, rows, task, k, view, scratch.block)
+            elif view.general:
                 k = batched_rows(op, True, 0, rows, task, k, view, scratch.block)
             elif task.n > LANES:
                 k = batched_rows(op, False, 0, rows, task, k, view, scratch.block)
             elif task.n > 3 * VLEN:
-                k = batched_rows(op, False, 4, rows, task, k, view, NULL)
+                k = batched_rows(op, False, 4, rows, task, k, view, scratch.block)
             elif task.n > 2 * VLEN:
-                k = batched_rows(op, False, 3, rows, task, k, view, NULL)
+                k = batched_rows(op, False, 3, rows, task, k, view, scratch.block)
             elif task.n > VLEN:
-                k = batched_rows(op, False, 2, rows, task, k, view, NULL)
+                k = batched_rows(op, False, 2, rows, task, k, view, scratch.block)
             else:
-                k = batched_rows(op, False, 1, rows, task, k, view, NULL)
+                k = batched_rows(op, False, 1, rows, task, k, view, scratch.block)
             if k == rows.count:
                 return
         one_row(op, rows, k, task, view, dense, scratch)
@@ -945,7 +1168,7 @@ cdef int get_scratch(const Task *task, Py_ssize_t together, bint needs_q, real *
 cdef inline int run_rows(int op, const Task *task, Py_ssize_t begin,
                          Py_ssize_t end) noexcept nogil:
     """Rows [begin, end): in place where they are contiguous, else by way of scratch."""
-    cdef real[BLOCK] block
+    cdef real[EXP_SCRATCH] block
     cdef View view
     cdef Rows rows
     cdef Scratch scratch
@@ -1049,13 +1272,11 @@ cdef inline void view_of_row(const Task *task, Py_ssize_t row, View *view) noexc
 
 
 cdef double piece_max(const Task *task, Py_ssize_t row, Py_ssize_t piece) noexcept nogil:
-    return block_max(piece_begin(&task.x, task, row, piece),
-                     piece_end(task, piece) - piece * PIECE)
+    return row_max(piece_begin(&task.x, task, row, piece), piece_end(task, piece) - piece * PIECE)
 
 
-cdef inline bint sweep_one_piece(int op, const Task *task, Py_ssize_t row, Py_ssize_t piece,
-                                 double start_max, Partial *result,
-                                 double *exponents) noexcept nogil:
+cdef bint sweep_piece(Operation op, const Task *task, Py_ssize_t row, Py_ssize_t piece,
+                      double start_max, Partial *result, double *exponents) noexcept nogil:
     cdef View view
     cdef const real *x = piece_begin(&task.x, task, row, piece)
     cdef Py_ssize_t n = piece_end(task, piece) - piece * PIECE
@@ -1065,39 +1286,19 @@ cdef inline bint sweep_one_piece(int op, const Task *task, Py_ssize_t row, Py_ss
         return False
     if stores_exp(op):
         e = <real *>piece_begin(&task.out, task, row, piece)
-    exponents += piece * (PIECE // BLOCK)
-    if view.general:
-        return sweep(op, True, False, x, NULL, e, n, &view, start_max, result, exponents)
-    return sweep(op, False, False, x, NULL, e, n, &view, start_max, result, exponents)
+    return sweep(op, False, x, NULL, e, False, n, &view, start_max, result,
+                 exponents + piece * (PIECE // BLOCK))
 
 
-cdef inline void write_one_piece(int op, const Task *task, Py_ssize_t row, Py_ssize_t piece,
-                                 const Partial *whole, const double *exponents) noexcept nogil:
+cdef void write_piece(Operation op, const Task *task, Py_ssize_t row, Py_ssize_t piece,
+                      const Partial *whole, const double *exponents) noexcept nogil:
     cdef View view
     cdef const real *x = piece_begin(&task.x, task, row, piece)
     cdef real *out = <real *>piece_begin(&task.out, task, row, piece)
     cdef Py_ssize_t n = piece_end(task, piece) - piece * PIECE
     view_of_row(task, row, &view)
-    exponents += piece * (PIECE // BLOCK)
-    if view.general:
-        write(op, True, False, x, NULL, out, out, n, &view, whole, exponents, 0)
-    else:
-        write(op, False, False, x, NULL, out, out, n, &view, whole, exponents, 0)
-
-
-cdef bint sweep_piece(Operation op, const Task *task, Py_ssize_t row, Py_ssize_t piece,
-                      double start_max, Partial *result, double *exponents) noexcept nogil:
-    if op == SOFTMAX:
-        return sweep_one_piece(SOFTMAX, task, row, piece, start_max, result, exponents)
-    return sweep_one_piece(LOGSUMEXP, task, row, piece, start_max, result, exponents)
-
-
-cdef void write_piece(Operation op, const Task *task, Py_ssize_t row, Py_ssize_t piece,
-                      const Partial *whole, const double *exponents) noexcept nogil:
-    if op == SOFTMAX:
-        write_one_piece(SOFTMAX, task, row, piece, whole, exponents)
-    elif op == LOG_SOFTMAX:
-        write_one_piece(LOG_SOFTMAX, task, row, piece, whole, exponents)
+    write(op, False, x, NULL, out, False, out, n, &view, whole,
+          exponents + piece * (PIECE // BLOCK), 0)
 
 
 cdef void finish_row(Operation op, const Task *task, Py_ssize_t row,

@@ -93,7 +93,8 @@ cdef inline void panel_block(int op, bint full, const Panel *panel, Py_ssize_t b
                              double *exponents, PanelScratch *scratch,
                              PanelPartial *partial) noexcept nogil:
     """add_block for every row of a panel at once."""
-    cdef vec one = v_set1(1), zero = v_set1(0), xv, e, rest, low
+    cdef vec one = v_set1(1), zero = v_set1(0), xv, e, rest, low, before
+    cdef vmask other
     cdef vec[WIDE] count
     cdef Partial[4] quarter
     cdef Scale[WIDE] scale
@@ -124,7 +125,7 @@ cdef inline void panel_block(int op, bint full, const Panel *panel, Py_ssize_t b
             low_slot = scratch.low + ((c - chunk) % LANES) * (WIDE * VLEN)
             for v in range(WIDE):
                 xv = panel_load(panel.x + c * panel.x_step, panel, v, full, zero)
-                e = exp_scaled(False, xv, &scale[v])
+                e = exp_scaled(False, False, xv, &scale[v])
                 if op == SOFTMAX:
                     panel_store(panel.out + c * panel.out_step, panel, v, full, e)
                 count[v] = v_add_where(v_eq(xv, m[v]), count[v], one)
@@ -134,7 +135,11 @@ cdef inline void panel_block(int op, bint full, const Panel *panel, Py_ssize_t b
                     rest = v_load(slot + v * VLEN)
                     if SPLITS:
                         low = v_load(low_slot + v * VLEN)
-                add_split(v_ne(xv, m[v]), e, &rest, &low)
+                other = v_ne(xv, m[v])
+                before = rest
+                rest = v_add_where(other, before, e)
+                if SPLITS:
+                    low = v_add_where(other, low, v_sub(e, v_sub(rest, before)))
                 v_store(slot + v * VLEN, rest)
                 if SPLITS:
                     v_store(low_slot + v * VLEN, low)
@@ -151,7 +156,7 @@ cdef inline void panel_block(int op, bint full, const Panel *panel, Py_ssize_t b
         sums += WIDE * VLEN
     sums = scratch.chunks
     for v in range(WIDE):
-        v_store(first + v * VLEN, exp_scaled(False, m[v], &scale[v]))
+        v_store(first + v * VLEN, exp_scaled(False, True, m[v], &scale[v]))
         v_store(second + v * VLEN, count[v])
     for i in range(WIDE * VLEN):
         partial.max[i] = row_max[i]
@@ -298,7 +303,7 @@ cdef inline void product_panel(int op, bint full, const Panel *panel,
                                PanelScratch *scratch) noexcept nogil:
     """A panel of softmax_vjp or log_softmax_vjp."""
     cdef vec zero = v_set1(0), xv = zero, yv, sum
-    cdef vec[WIDE] dot
+    cdef Last[WIDE] last
     cdef Py_ssize_t chunk, end, c, bits, index = 0
     cdef real *slot
     cdef int v, i, depth = 0
@@ -329,14 +334,13 @@ cdef inline void product_panel(int op, bint full, const Panel *panel,
     for i in range(WIDE * VLEN):
         scratch.row[i] = <real>scratch.stack[0].rest[i]
     for v in range(WIDE):
-        dot[v] = v_load(scratch.row + v * VLEN)
+        last[v].m = v_load(scratch.row + v * VLEN)
     for c in range(panel.n):
         for v in range(WIDE):
             xv = panel_load(panel.x + c * panel.x_step, panel, v, full, zero)
             yv = panel_load(panel.y + c * panel.y_step, panel, v, full, zero)
             panel_store(panel.out + c * panel.out_step, panel, v, full,
-                        last_value(op, False, False, False, xv, yv, zero, zero, zero, dot[v],
-                                   zero))
+                        last_value(op, False, False, False, xv, yv, &last[v]))
 
 
 cdef inline int fold_sums(PanelPartial *stack, int depth) noexcept nogil:
