@@ -145,6 +145,7 @@ cdef struct LaneSums:
     # The same with the four added up; lanes are still to be added.
     vec rest, low, dot, q
     Py_ssize_t others
+    real[16] lane_others  # instead of it where every lane is a row
 
 
 cdef inline vec add_element(int kind, bint general, bint dense, bint easy, vec x, vec y,
@@ -263,6 +264,12 @@ cdef inline void add_exactly(const Partial *a, const Partial *b, Partial *total)
     total.rest = rest
 
 
+cdef inline void add_four_exactly(Partial *chunk) noexcept nogil:
+    add_exactly(&chunk[0], &chunk[1], &chunk[0])
+    add_exactly(&chunk[2], &chunk[3], &chunk[2])
+    add_exactly(&chunk[0], &chunk[2], &chunk[0])
+
+
 cdef inline void add_block_as(int kind, bint general, bint dense, const real *x, const real *y,
                            real *e, bint roomy, Py_ssize_t n, const View *view,
                            const Extent *extent, double exponent,
@@ -309,9 +316,7 @@ cdef inline void add_block_as(int kind, bint general, bint dense, const real *x,
             chunk[c].dot = v_reduce_add(sums.dot)
             chunk[c].q = v_reduce_add(sums.q) if dense else 0
     if chunks > 1:
-        add_exactly(&chunk[0], &chunk[1], &chunk[0])
-        add_exactly(&chunk[2], &chunk[3], &chunk[2])
-        add_exactly(&chunk[0], &chunk[2], &chunk[0])
+        add_four_exactly(chunk)
     block.rest = chunk[0].rest
     block.low = chunk[0].low
     block.count = chunk[0].count + chunk[1].count + chunk[2].count + chunk[3].count
@@ -323,7 +328,7 @@ cdef inline void add_block_as(int kind, bint general, bint dense, const real *x,
             if dense and block.q > 0:
                 block.dot = INFINITY
         else:
-            block.at_max = v_reduce_max(exp_scaled(general, True, maximum, &scale))
+            block.at_max = v_reduce_max(exp_scaled(general, False, maximum, &scale))
 
 
 cdef void add_block(Kind kind, bint dense, const real *x, const real *y, real *e, bint roomy,
@@ -743,7 +748,11 @@ cdef enum:
 # done once per row is done for all of them in one vector.
 
 cdef enum:
-    LONGER = -1  # for `vectors`: rows of more than a chunk, up to a block
+    # For `vectors`:
+    LONGER = -1   # rows of more than a chunk, up to a block
+    FEW = -2      # rows so short that they are worked on column by column
+    FEW_COLUMNS = 8  # as many as are worth transposing (measured)
+    FEW_ROWS = 4     # from as many rows on
 
 cdef struct Batch:
     vec[16] lanes, low_lanes  # of every row, still to be joined
@@ -777,6 +786,26 @@ cdef inline bint is_ignored(int op, const Task *task, Py_ssize_t row) noexcept n
     return is_loss(op) and task.target != NULL and task.target[row] == task.ignore_index
 
 
+cdef inline uint64_t scale_lanes(bint general, vec m, const View *view,
+                                 Scale *scale) noexcept nogil:
+    """in_reach, exponent_of and set_scale for every lane, m its maximum; lanes out of reach."""
+    cdef vec z = m, magic = v_set1(MAGIC), exponent
+    scale.shift = v_set1(0)
+    scale.beta_high = v_set1(<real>view.beta_high)
+    scale.beta_low = v_set1(<real>view.beta_low)
+    if general:
+        z = v_mul(m, scale.beta_high)
+    exponent = v_sub(v_add(v_mul(z, v_set1(LOG2E / 2)), magic), magic)
+    exponent = v_add(exponent, exponent)
+    scale.magic = v_sub(v_set1(MAGIC + (HEADROOM + BIAS)), exponent)
+    scale.lowest = v_mul(v_add(v_sub(exponent, v_set1(HEADROOM)), v_set1(LOWEST_EXPONENT)),
+                         v_set1(LN2_HIGH))
+    if general:
+        scale.lowest = v_max(v_mul(scale.lowest, v_set1(<real>view.temperature)),
+                             v_set1(-REAL_MAX))
+    return v_bits(v_not_less(v_abs(z), v_set1(ANCHOR)))
+
+
 cdef inline Py_ssize_t sum_batch(int op, bint general, int vectors, const Rows *rows,
                                  const Task *task, Py_ssize_t start, Py_ssize_t count,
                                  const View *view, real *e, Py_ssize_t stride,
@@ -785,7 +814,7 @@ cdef inline Py_ssize_t sum_batch(int op, bint general, int vectors, const Rows *
 
     Returns how many rows come before the first out of reach; of the others nothing is done.
     """
-    cdef vec m, z, exponent
+    cdef vec m
     cdef Scale scale
     cdef LaneSums sums
     cdef uint64_t outside
@@ -796,24 +825,9 @@ cdef inline Py_ssize_t sum_batch(int op, bint general, int vectors, const Rows *
     for k in range(count, VLEN):
         batch.max[k] = 0
     m = v_load(batch.max)
-    z = m
-    scale.shift = v_set1(0)
-    scale.beta_high = v_set1(<real>view.beta_high)
-    scale.beta_low = v_set1(<real>view.beta_low)
-    if general:
-        z = v_mul(m, scale.beta_high)
-    outside = v_bits(v_not_less(v_abs(z), v_set1(ANCHOR)))
+    outside = scale_lanes(general, m, view, &scale)
     if outside != 0:
         count = first_bit(outside)
-    # exponent_of and set_scale, in real.
-    exponent = v_sub(v_add(v_mul(z, v_set1(LOG2E / 2)), v_set1(MAGIC)), v_set1(MAGIC))
-    exponent = v_add(exponent, exponent)
-    scale.magic = v_sub(v_set1(MAGIC + (HEADROOM + BIAS)), exponent)
-    scale.lowest = v_mul(v_add(v_sub(exponent, v_set1(HEADROOM)), v_set1(LOWEST_EXPONENT)),
-                         v_set1(LN2_HIGH))
-    if general:
-        scale.lowest = v_max(v_mul(scale.lowest, v_set1(<real>view.temperature)),
-                             v_set1(-REAL_MAX))
     v_store(batch.magic, scale.magic)
     v_store(batch.lowest, scale.lowest)
     v_store(batch.at_max, exp_scaled(general, True, m, &scale))
@@ -829,6 +843,239 @@ cdef inline Py_ssize_t sum_batch(int op, bint general, int vectors, const Rows *
     if SPLITS:
         add_lanes(count, batch.low_lanes, batch.low)
     return count
+
+
+cdef struct Columns:
+    # Columns of VLEN rows, a vector each; in bytes from one to the next, and what is between
+    # one lane row and the next besides.
+    const char *x
+    const char *y
+    real *e  # laid out like packed columns
+    Py_ssize_t x_step, y_step, x_gap
+
+
+cdef inline Py_ssize_t packed_at(Py_ssize_t c) noexcept nogil:
+    """Where column c of a block is packed: with a gap after every lane row.
+
+    Without, columns whose sums are in work together would lie 4 KiB apart, which are the
+    same few places of a first-level cache, and look like one to the store buffer.
+    """
+    return (c + c // LANES) * VLEN
+
+
+cdef inline void add_column(int kind, const Columns *columns, Py_ssize_t c,
+                            const Scale *scale, vec maximum, vec *rest, vec *low,
+                            vec *others) noexcept nogil:
+    """Take column c of every row into sums."""
+    cdef vec x = rest[0], term, before = rest[0]
+    cdef vmask other
+    if kind != PLAIN:
+        x = v_load(<const real *>(columns.x + c * columns.x_step + c // LANES * columns.x_gap))
+    if kind == PRODUCT:
+        rest[0] = v_fma(x, v_load(<const real *>(columns.y + c * columns.y_step)), before)
+        return
+    if kind == PLAIN:
+        rest[0] = v_add(v_load(<const real *>(columns.y + c * columns.y_step)), before)
+        return
+    term = exp_scaled(False, False, x, scale)
+    if kind == EXP_STORED:
+        v_store(columns.e + packed_at(c), term)
+    other = v_ne(x, maximum)
+    rest[0] = v_add_where(other, before, term)
+    if SPLITS:
+        low[0] = v_add_where(other, low[0], v_sub(term, v_sub(rest[0], before)))
+    others[0] = v_add_where(other, others[0], v_set1(1))
+
+
+cdef inline vec add_quarter(const vec *a, Py_ssize_t n) noexcept nogil:
+    """The tree over a quarter of the lanes, of which n are not zero."""
+    cdef vec[8] b
+    cdef int j
+    for j in range(8):
+        b[j] = v_add(a[j], a[j + 8]) if LANES == 64 and n > 8 else a[j]
+    if n <= 2:
+        return v_add(b[0], b[1])
+    return v_add(v_add(v_add(b[0], b[4]), v_add(b[2], b[6])),
+                 v_add(v_add(b[1], b[5]), v_add(b[3], b[7])))
+
+
+cdef inline void sum_chunk_columns(int kind, const Columns *columns, Py_ssize_t n,
+                                   const Scale *scale, vec maximum,
+                                   LaneSums *result) noexcept nogil:
+    """sum_lanes of VLEN rows, a lane a row; what it adds up are the rows' sums, not lanes.
+
+    The tree over the lanes of the contract (64, or 32) begins with those that are a quarter
+    of them apart.
+    """
+    cdef vec zero = v_set1(0), others = zero
+    cdef vec start = v_set1(SPLITTER) if kind == EXP_STORED or kind == EXP_SUMMED else zero
+    cdef vec[4] rest, low
+    cdef vec[16] group, low_group
+    cdef Py_ssize_t c, first, quarter = LANES // 4
+    cdef int p
+    if n <= quarter:
+        for first in range(8 if n <= 8 else 16):
+            group[first] = zero
+            if SPLITS:
+                low_group[first] = zero
+        for c in range(n):
+            rest[0] = start
+            add_column(kind, columns, c, scale, maximum, rest, &low_group[c], &others)
+            group[c] = v_sub(rest[0], start)
+    else:
+        for first in range(quarter):
+            for p in range(4):
+                rest[p] = start
+                low[p] = zero
+            c = first
+            while c + 3 * quarter < n:
+                for p in range(4):
+                    add_column(kind, columns, c + p * quarter, scale, maximum,
+                               &rest[p], &low[p], &others)
+                c += LANES
+            for p in range(3):
+                if c + p * quarter < n:
+                    add_column(kind, columns, c + p * quarter, scale, maximum,
+                               &rest[p], &low[p], &others)
+            for p in range(4):
+                rest[p] = v_sub(rest[p], start)
+            group[first] = in_order(4, rest)
+            if SPLITS:
+                low_group[first] = in_order(4, low)
+    result.rest = result.dot = add_quarter(group, min(n, quarter))
+    if SPLITS:
+        result.low = add_quarter(low_group, min(n, quarter))
+    v_store(result.lane_others, others)
+
+
+cdef inline uint64_t sum_columns_as(int kind, Py_ssize_t n, const real *x, real *e, vec m,
+                                    const View *view, Batch *batch) noexcept nogil:
+    cdef LaneSums sums
+    cdef Scale scale
+    cdef uint64_t outside
+    cdef Partial[4] part
+    cdef double[64] rest, low
+    cdef real[16] number
+    cdef Py_ssize_t c, k, chunk, chunks = (n + CHUNK - 1) // CHUNK
+    cdef Columns columns
+    outside = scale_lanes(False, m, view, &scale)
+    columns.x_step = VLEN * sizeof(real)
+    columns.x_gap = VLEN * sizeof(real)
+    v_store(batch.max, m)
+    v_store(batch.magic, scale.magic)
+    v_store(batch.at_max, exp_scaled(False, True, m, &scale))
+    if chunks == 1:
+        columns.x = <const char *>x
+        columns.e = e
+        sum_chunk_columns(kind, &columns, n, &scale, m, &sums)
+        v_store(number, sums.rest)
+        for k in range(VLEN):
+            batch.rest[k] = number[k]
+            batch.count[k] = n - sums.lane_others[k]
+        if SPLITS:
+            v_store(number, sums.low)
+            for k in range(VLEN):
+                batch.low[k] = number[k]
+        return outside
+    for k in range(VLEN):
+        batch.count[k] = n
+    for chunk in range(chunks):
+        c = chunk * CHUNK
+        columns.x = <const char *>(x + packed_at(c))
+        columns.e = e + packed_at(c)
+        sum_chunk_columns(kind, &columns, min(n - c, CHUNK), &scale, m, &sums)
+        v_store(number, sums.rest)
+        for k in range(VLEN):
+            rest[chunk * VLEN + k] = number[k]
+            batch.count[k] -= sums.lane_others[k]
+        if SPLITS:
+            v_store(number, sums.low)
+        for k in range(VLEN):
+            low[chunk * VLEN + k] = number[k] if SPLITS else 0
+    for k in range(chunks * VLEN, 4 * VLEN):
+        rest[k] = 0
+        low[k] = 0
+    for k in range(VLEN):
+        for c in range(4):
+            part[c].rest = rest[c * VLEN + k]
+            part[c].low = low[c * VLEN + k]
+        add_four_exactly(part)
+        batch.rest[k] = part[0].rest
+        batch.low[k] = part[0].low
+    return outside
+
+
+cdef uint64_t sum_columns(Kind kind, Py_ssize_t n, const real *x, real *e, vec m,
+                          const View *view, Batch *batch) noexcept nogil:
+    """sum_batch of VLEN rows of up to a block, whose columns x are packed; lanes out of reach.
+
+    m: the rows' maxima. e, the exponentials if they are stored, may be x.
+    """
+    if kind == EXP_STORED:
+        return sum_columns_as(EXP_STORED, n, x, e, m, view, batch)
+    return sum_columns_as(EXP_SUMMED, n, x, e, m, view, batch)
+
+
+cdef inline Py_ssize_t sum_few(int op, const Rows *rows, Py_ssize_t n, Py_ssize_t start,
+                               Py_ssize_t count, const View *view, real *e,
+                               Batch *batch) noexcept nogil:
+    """sum_batch for rows of up to FEW_COLUMNS columns; e is left column by column."""
+    cdef real *columns = e + FEW_COLUMNS * VLEN
+    cdef const real *x
+    cdef vec m = v_set1(<real>-INFINITY)
+    cdef uint64_t outside
+    cdef Py_ssize_t c, k
+    for k in range(count):
+        x = x_of(rows, start + k)
+        for c in range(n):
+            columns[c * VLEN + k] = x[c]
+    for k in range(count, VLEN):
+        for c in range(n):
+            columns[c * VLEN + k] = 0
+    for c in range(n):
+        m = v_max(v_load(columns + c * VLEN), m)
+    outside = sum_columns(kind_of(op), n, columns, e, m, view, batch)
+    return first_bit(outside) if outside != 0 else count
+
+
+cdef inline void write_few(const Rows *rows, Py_ssize_t n, Py_ssize_t start, Py_ssize_t count,
+                           real *e, const Batch *batch) noexcept nogil:
+    """Scale the exponentials and put them back into rows."""
+    cdef vec high = v_load(batch.high), low = v_load(batch.low_factor)
+    cdef real *out
+    cdef Py_ssize_t c, k
+    for c in range(n):
+        v_store(e + c * VLEN, v_multiply(v_load(e + c * VLEN), high, low))
+    for k in range(count):
+        out = out_of(rows, start + k)
+        for c in range(n):
+            out[c] = e[c * VLEN + k]
+
+
+cdef inline double rest_of(bint long_sums, const Batch *batch, Py_ssize_t k) noexcept nogil:
+    return batch.rest[k] + batch.low[k] if SPLITS or long_sums else batch.rest[k]
+
+
+cdef inline void take_factors(bint long_sums, const double *numerator, Py_ssize_t count,
+                              Batch *batch) noexcept nogil:
+    """numerator / S of every row."""
+    cdef Factor factor
+    cdef Py_ssize_t k
+    for k in range(count):
+        factor = divide(numerator[k], batch.count[k] * batch.at_max[k]
+                        + rest_of(long_sums, batch, k))
+        batch.high[k] = factor.high
+        batch.low_factor[k] = factor.low
+
+
+cdef inline void take_logs(bint long_sums, Py_ssize_t count, Batch *batch) noexcept nogil:
+    """log S of every row."""
+    cdef double[16] unit
+    cdef Py_ssize_t k
+    for k in range(count):
+        unit[k] = batch.at_max[k]
+        batch.log_s[k] = rest_of(long_sums, batch, k) + (batch.count[k] - 1) * unit[k]
+    log1p_of_ratios(batch.log_s, unit, count)
 
 
 cdef Py_ssize_t sum_longer_batch(Kind kind, const Rows *rows, Py_ssize_t n, Py_ssize_t start,
@@ -855,34 +1102,30 @@ cdef Py_ssize_t sum_longer_batch(Kind kind, const Rows *rows, Py_ssize_t n, Py_s
 
 cdef inline void write_batch(int op, bint general, int vectors, const Rows *rows,
                              const Task *task, Py_ssize_t start, Py_ssize_t count,
-                             const View *view, const real *e, Py_ssize_t stride,
+                             const View *view, real *e, Py_ssize_t stride,
                              Batch *batch) noexcept nogil:
     """What follows from the sums: factors and logarithms, then the outputs of the batch."""
     cdef Last last
     cdef Partial whole
-    cdef Factor factor
-    cdef double rest, unit, numerator, spike, gradient
-    cdef double[16] units
+    cdef double spike, gradient
+    cdef double[16] numerator
     cdef Py_ssize_t k, row
     cdef real *out
     last.beta_high = v_set1(<real>view.beta_high)
     last.beta_low = v_set1(<real>view.beta_low)
     if stores_exp(op):
         for k in range(count):
-            numerator = 1
-            if op == CROSS_ENTROPY_WITH_GRAD and not is_ignored(op, task, rows.first + start + k):
-                numerator = (task.gradient_scale / view.temperature
-                             * spike_weight(task, rows.first + start + k))
-            rest = batch.rest[k] + batch.low[k] if SPLITS or vectors == LONGER else batch.rest[k]
-            factor = divide(numerator, batch.count[k] * batch.at_max[k] + rest)
-            batch.high[k] = factor.high
-            batch.low_factor[k] = factor.low
+            row = rows.first + start + k
+            numerator[k] = 1
+            if op == CROSS_ENTROPY_WITH_GRAD and not is_ignored(op, task, row):
+                numerator[k] = task.gradient_scale / view.temperature * spike_weight(task, row)
+        take_factors(vectors == LONGER, numerator, count, batch)
+        if vectors == FEW:
+            write_few(rows, task.n, start, count, e, batch)
     if needs_log(op):
-        for k in range(count):
-            rest = batch.rest[k] + batch.low[k] if SPLITS or vectors == LONGER else batch.rest[k]
-            units[k] = batch.at_max[k]
-            batch.log_s[k] = rest + (batch.count[k] - 1) * units[k]
-        log1p_of_ratios(batch.log_s, units, count)
+        take_logs(vectors == LONGER, count, batch)
+    if op == SOFTMAX and vectors == FEW:
+        return
     for k in range(count):
         row = rows.first + start + k
         out = out_of(rows, start + k)
@@ -897,13 +1140,13 @@ cdef inline void write_batch(int op, bint general, int vectors, const Rows *rows
         elif op == LOG_SOFTMAX:
             last.m = v_set1(batch.max[k])
             last.high = v_set1(<real>batch.log_s[k])
-            write_columns(op, general, False, False, vectors, x_of(rows, start + k), NULL, False,
-                          out, task.n, &last)
+            write_columns(op, general, False, False, 1 if vectors == FEW else vectors,
+                          x_of(rows, start + k), NULL, False, out, task.n, &last)
         elif is_product(op):
             last.m = v_set1(<real>batch.rest[k])
             write_columns(op, general, False, False, vectors, x_of(rows, start + k),
                           y_of(rows, start + k), False, out, task.n, &last)
-        if stores_exp(op):
+        if stores_exp(op) and vectors != FEW:
             last.high = v_set1(batch.high[k])
             last.low = v_set1(batch.low_factor[k])
             write_columns(SOFTMAX, False, False, False, vectors, e + k * stride, NULL, True, out,
@@ -929,14 +1172,14 @@ cdef inline Py_ssize_t batched_rows(int op, bint general, int vectors, const Row
                                     real *block) noexcept nogil:
     """Rows from `begin` on, up to the first out of reach, which it returns.
 
-    vectors: how many a row takes; 0 for up to a chunk, or with a temperature; or LONGER.
+    vectors: how many a row takes; 0 for up to a chunk, or with a temperature; or FEW or LONGER.
     """
     cdef Batch batch
     cdef LaneSums sums
     cdef Py_ssize_t k, row, count, usable, start = begin
     cdef Py_ssize_t stride = (task.n + VLEN - 1) // VLEN * VLEN
     cdef Py_ssize_t most = min(VLEN, EXP_SCRATCH // stride)
-    if vectors > 0:
+    if vectors > 0 or vectors == FEW:
         most = VLEN
     while start < rows.count:
         count = min(most, rows.count - start)
@@ -952,6 +1195,8 @@ cdef inline Py_ssize_t batched_rows(int op, bint general, int vectors, const Row
                           y_of(rows, start + k), NULL, False, task.n, NULL, v_set1(0), &sums)
                 batch.lanes[k] = sums.dot
             add_lanes(count, batch.lanes, batch.rest)
+        elif vectors == FEW:
+            usable = sum_few(op, rows, task.n, start, count, view, block, &batch)
         elif vectors == LONGER:
             usable = sum_longer_batch(kind_of(op), rows, task.n, start, count, view, block,
                                       stride, &batch)
@@ -1129,8 +1374,10 @@ cdef inline void each_row(int op, const Rows *rows, const Task *task, const View
                 k = batched_rows(op, False, 3, rows, task, k, view, scratch.block)
             elif task.n > VLEN:
                 k = batched_rows(op, False, 2, rows, task, k, view, scratch.block)
-            else:
+            elif task.n > FEW_COLUMNS or is_product(op) or rows.count - k < FEW_ROWS:
                 k = batched_rows(op, False, 1, rows, task, k, view, scratch.block)
+            else:
+                k = batched_rows(op, False, FEW, rows, task, k, view, scratch.block)
             if k == rows.count:
                 return
         one_row(op, rows, k, task, view, dense, scratch)

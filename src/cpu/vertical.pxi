@@ -2,12 +2,12 @@
 #
 # Mathematics, precision and the order of additions are those of row.pxi; here a lane is
 # one row, so nothing is ever added across lanes. A panel is four vectors of neighbouring
-# rows. Its sums live in scratch: one slot per lane of the contract (lane row), added to in
-# the order of the columns, then halved into each other as the contract's tree.
+# rows, block after block of its columns.
 #
-# Passes over a panel: block by block maximum, exp and sum (stored to `out`, or not), then
-# the last sweep; a block's columns stay in the second-level cache between the first two.
-# Panels with a row that is out of reach go through run_rows.
+# Passes over a block: its columns are packed next to each other (a stride of a power of two
+# would put them all into the same few sets of the cache), then everything is done there, and
+# the result goes to `out`. Rows of up to one block: one read, one write. Longer: exponentials
+# go to `out`, to be scaled in a last sweep. Rows out of reach go through row.pxi.
 
 cdef enum:
     WIDE = 4  # vectors in a panel
@@ -17,337 +17,293 @@ cdef struct Panel:
     const char *y
     char *out
     Py_ssize_t n, x_step, y_step, out_step
-    vmask[WIDE] present
-
-
-cdef inline vec panel_load(const char *p, const Panel *panel, int v, bint full,
-                           vec other) noexcept nogil:
-    cdef const real *source = <const real *>p + v * VLEN
-    return v_load(source) if full else v_load_first(source, panel.present[v], other)
-
-
-cdef inline void panel_store(char *p, const Panel *panel, int v, bint full,
-                             vec value) noexcept nogil:
-    cdef real *target = <real *>p + v * VLEN
-    if full:
-        v_store(target, value)
-    else:
-        v_store_first(target, panel.present[v], value)
-
-
-cdef inline void halve_lanes(real *lanes, Py_ssize_t count) noexcept nogil:
-    """Add lane j + 32 to j, j + 16 to j, ...: the first slot holds the sum."""
-    cdef Py_ssize_t width = LANES // 2, lane
-    cdef int v
-    cdef real *low
-    cdef real *high
-    while width > 0:
-        for lane in range(min(width, count - width)):
-            low = lanes + lane * (WIDE * VLEN)
-            high = low + width * (WIDE * VLEN)
-            for v in range(WIDE):
-                v_store(low + v * VLEN, v_add(v_load(low + v * VLEN), v_load(high + v * VLEN)))
-        count = min(count, width)
-        width //= 2
-
-
-cdef struct PanelPartial:
-    # A Partial for every row of a panel, field by field, so that loops over the rows
-    # become vectors.
-    double[WIDE * 16] max, at_max, count, rest, low, exponent
-
+    int vectors  # with rows in them
+    vmask last   # which lanes of the last of them are rows
 
 cdef struct PanelScratch:
-    real *lanes        # LANES slots of WIDE vectors
-    real *low          # as many, for what splitting leaves
-    real *row          # three times one value per row of the panel
-    double *chunks     # eight times one value per row: the chunk sums of a block
+    real *packed       # a block of columns for each vector
     double *exponents  # K of each row, block by block
-    PanelPartial *stack  # levels of the tree over blocks
+    Partial *stack     # WIDE * VLEN to a level of the tree over blocks
 
 
-cdef inline void panel_max(bint full, const Panel *panel, Py_ssize_t begin, Py_ssize_t end,
-                           vec *m) noexcept nogil:
+cdef inline vec panel_load(const char *p, const Panel *panel, int v) noexcept nogil:
+    cdef const real *source = <const real *>p + v * VLEN
+    return (v_load(source) if v < panel.vectors - 1
+            else v_load_first(source, panel.last, v_set1(0)))
+
+
+cdef inline void panel_store(char *p, const Panel *panel, int v, vec value) noexcept nogil:
+    cdef real *target = <real *>p + v * VLEN
+    if v < panel.vectors - 1:
+        v_store(target, value)
+    else:
+        v_store_first(target, panel.last, value)
+
+
+cdef void pack(const Panel *panel, Py_ssize_t begin, Py_ssize_t end, real *packed,
+               vec *maximum) noexcept nogil:
+    """Columns [begin, end) of each vector, one after the other, and their maxima."""
+    cdef vec[WIDE] m
+    cdef vec xv
     cdef Py_ssize_t c
     cdef int v
     for v in range(WIDE):
         m[v] = v_set1(<real>-INFINITY)
     for c in range(begin, end):
         for v in range(WIDE):
-            m[v] = v_max(panel_load(panel.x + c * panel.x_step, panel, v, full, v_set1(0)), m[v])
-
-
-cdef inline bint all_in_reach(const vec *m, real *row) noexcept nogil:
-    """Whether every row's maximum is within reach; they are left in `row`."""
-    cdef int i, v
-    cdef bint reach = True
+            if v < panel.vectors:
+                xv = panel_load(panel.x + c * panel.x_step, panel, v)
+                m[v] = v_max(xv, m[v])
+                v_store(packed + v * packed_at(BLOCK) + packed_at(c - begin), xv)
     for v in range(WIDE):
-        v_store(row + v * VLEN, m[v])
-    for i in range(WIDE * VLEN):
-        reach = reach and fabs(row[i]) <= ANCHOR
-    return reach
+        maximum[v] = m[v]
 
 
-cdef inline void panel_block(int op, bint full, const Panel *panel, Py_ssize_t begin,
-                             Py_ssize_t end, const vec *m, const real *row_max,
-                             double *exponents, PanelScratch *scratch,
-                             PanelPartial *partial) noexcept nogil:
-    """add_block for every row of a panel at once."""
-    cdef vec one = v_set1(1), zero = v_set1(0), xv, e, rest, low, before
-    cdef vmask other
-    cdef vec[WIDE] count
-    cdef Partial[4] quarter
-    cdef Scale[WIDE] scale
-    cdef View view
-    cdef Py_ssize_t c, chunk, chunk_end
-    cdef real *slot
-    cdef real *low_slot
-    cdef real *first = scratch.row + WIDE * VLEN
-    cdef real *second = first + WIDE * VLEN
-    cdef double *sums = scratch.chunks
-    cdef int v, i, k
-    cdef Py_ssize_t count_lanes
-    set_view(&view, 1, 0)
-    for i in range(WIDE * VLEN):
-        exponents[i] = exponent_of(&view, row_max[i])
-        first[i] = <real>(MAGIC + (HEADROOM + BIAS - exponents[i]))
-        second[i] = <real>((exponents[i] - HEADROOM + LOWEST_EXPONENT) * LN2_HIGH_DOUBLE)
-    for v in range(WIDE):
-        scale[v].magic = v_load(first + v * VLEN)
-        scale[v].lowest = v_load(second + v * VLEN)
-        count[v] = zero
-    for i in range(8 * WIDE * VLEN):
-        sums[i] = 0
-    for chunk from begin <= chunk < end by CHUNK:
-        chunk_end = min(end, chunk + CHUNK)
-        for c in range(chunk, chunk_end):
-            slot = scratch.lanes + ((c - chunk) % LANES) * (WIDE * VLEN)
-            low_slot = scratch.low + ((c - chunk) % LANES) * (WIDE * VLEN)
-            for v in range(WIDE):
-                xv = panel_load(panel.x + c * panel.x_step, panel, v, full, zero)
-                e = exp_scaled(False, False, xv, &scale[v])
-                if op == SOFTMAX:
-                    panel_store(panel.out + c * panel.out_step, panel, v, full, e)
-                count[v] = v_add_where(v_eq(xv, m[v]), count[v], one)
-                rest = v_set1(SPLITTER)
-                low = zero
-                if c - chunk >= LANES:
-                    rest = v_load(slot + v * VLEN)
-                    if SPLITS:
-                        low = v_load(low_slot + v * VLEN)
-                other = v_ne(xv, m[v])
-                before = rest
-                rest = v_add_where(other, before, e)
-                if SPLITS:
-                    low = v_add_where(other, low, v_sub(e, v_sub(rest, before)))
-                v_store(slot + v * VLEN, rest)
-                if SPLITS:
-                    v_store(low_slot + v * VLEN, low)
-        count_lanes = min(LANES, chunk_end - chunk)
-        for i in range(count_lanes * WIDE):
-            slot = scratch.lanes + i * VLEN
-            v_store(slot, v_sub(v_load(slot), v_set1(SPLITTER)))
-        halve_lanes(scratch.lanes, count_lanes)
-        if SPLITS:
-            halve_lanes(scratch.low, count_lanes)
-        for i in range(WIDE * VLEN):
-            sums[i] = scratch.lanes[i]
-            sums[4 * WIDE * VLEN + i] = scratch.low[i] if SPLITS else 0
-        sums += WIDE * VLEN
-    sums = scratch.chunks
-    for v in range(WIDE):
-        v_store(first + v * VLEN, exp_scaled(False, True, m[v], &scale[v]))
-        v_store(second + v * VLEN, count[v])
-    for i in range(WIDE * VLEN):
-        partial.max[i] = row_max[i]
-        partial.exponent[i] = exponents[i]
-        partial.at_max[i] = first[i] if row_max[i] > -INFINITY else 0
-        partial.count[i] = second[i] if row_max[i] > -INFINITY else 0
-        partial.rest[i] = sums[i]
-        partial.low[i] = sums[4 * WIDE * VLEN + i]
-    if end - begin <= CHUNK:
+cdef inline void write_packed(int op, const Panel *panel, Py_ssize_t begin, Py_ssize_t end,
+                              const real *packed, const Last *last,
+                              const uint64_t *outside) noexcept nogil:
+    """last_value of what is packed, to `out`, but for vectors with rows out of reach."""
+    cdef vec zero = v_set1(0), value
+    cdef Py_ssize_t c
+    cdef int v
+    for c in range(begin, end):
+        for v in range(panel.vectors):
+            if outside[v] == 0:
+                value = v_load(packed + v * packed_at(BLOCK) + packed_at(c - begin))
+                panel_store(panel.out + c * panel.out_step, panel, v,
+                            last_value(op, False, False, False, value, zero, &last[v]))
+
+
+cdef inline void set_last(int op, bint long_sums, const Panel *panel, Batch *batches,
+                          real *row_out, Last *last) noexcept nogil:
+    """What follows from the sums of every vector of rows; for logsumexp the result."""
+    cdef double[16] ones
+    cdef double[WIDE * 16] log_s, unit
+    cdef Batch *batch
+    cdef Py_ssize_t k
+    cdef int v
+    if op == SOFTMAX:
+        for k in range(VLEN):
+            ones[k] = 1
+        for v in range(panel.vectors):
+            take_factors(long_sums, ones, VLEN, &batches[v])
+            last[v].high = v_load(batches[v].high)
+            last[v].low = v_load(batches[v].low_factor)
         return
-    for i in range(WIDE * VLEN):
-        for k in range(4):
-            quarter[k].rest = sums[k * WIDE * VLEN + i]
-            quarter[k].low = sums[(4 + k) * WIDE * VLEN + i]
-        add_exactly(&quarter[0], &quarter[1], &quarter[0])
-        add_exactly(&quarter[2], &quarter[3], &quarter[2])
-        add_exactly(&quarter[0], &quarter[2], &quarter[0])
-        partial.rest[i] = quarter[0].rest
-        partial.low[i] = quarter[0].low
+    for v in range(panel.vectors):
+        batch = &batches[v]
+        for k in range(VLEN):
+            unit[v * VLEN + k] = batch.at_max[k]
+            log_s[v * VLEN + k] = (rest_of(long_sums, batch, k)
+                                   + (batch.count[k] - 1) * <double>batch.at_max[k])
+    log1p_of_ratios(log_s, unit, panel.vectors * VLEN)
+    for v in range(panel.vectors):
+        batch = &batches[v]
+        for k in range(VLEN):
+            batch.high[k] = <real>(log_s[v * VLEN + k]
+                                   + (batch.max[k] if op == LOGSUMEXP else 0))
+        last[v].high = v_load(batch.high)
+        last[v].m = v_load(batch.max)
+        if op == LOGSUMEXP:
+            panel_store(<char *>row_out, panel, v, last[v].high)
 
 
-cdef inline void get_row(const PanelPartial *partial, int i, Partial *row) noexcept nogil:
-    row.max = partial.max[i]
-    row.at_max = partial.at_max[i]
-    row.count = partial.count[i]
-    row.rest = partial.rest[i]
-    row.low = partial.low[i]
-    row.exponent = partial.exponent[i]
-    row.dot = row.q = 0
+cdef inline void short_panel(int op, const Panel *panel, real *row_out,
+                             const PanelScratch *scratch, uint64_t *outside) noexcept nogil:
+    """A panel of up to one block; `outside`: of each vector the lanes that are out of reach."""
+    cdef Batch[WIDE] batches
+    cdef View view
+    cdef Last[WIDE] last
+    cdef vec[WIDE] m
+    cdef real *packed
+    cdef int v
+    set_view(&view, 1, 0)
+    pack(panel, 0, panel.n, scratch.packed, m)
+    for v in range(panel.vectors):
+        packed = scratch.packed + v * packed_at(BLOCK)
+        outside[v] = sum_columns(kind_of(op), panel.n, packed, packed, m[v], &view, &batches[v])
+    set_last(op, panel.n > CHUNK, panel, batches, row_out, last)
+    if op != LOGSUMEXP:
+        write_packed(op, panel, 0, panel.n, scratch.packed, last, outside)
 
 
-cdef inline double panel_sum(const PanelPartial *whole, int i) noexcept nogil:
-    return whole.count[i] * whole.at_max[i] + (whole.rest[i] + whole.low[i])
-
-
-cdef inline void merge_level(PanelPartial *stack, int *depth) noexcept nogil:
-    """Join the two topmost levels, row by row."""
-    cdef PanelPartial *into = stack + depth[0] - 2
-    cdef Partial left, right, joined
-    cdef int i
-    for i in range(WIDE * VLEN):
-        get_row(into, i, &left)
-        get_row(into + 1, i, &right)
-        merge(&left, &right, &joined)
-        into.max[i] = joined.max
-        into.at_max[i] = joined.at_max
-        into.count[i] = joined.count
-        into.rest[i] = joined.rest
-        into.low[i] = joined.low
-        into.exponent[i] = joined.exponent
-    depth[0] -= 1
-
-
-cdef inline bint one_panel(int op, bint full, const Panel *panel, real *row_out,
-                           PanelScratch *scratch) noexcept nogil:
-    """False if a row of the panel is out of reach; x is then as it was."""
-    cdef vec zero = v_set1(0), xv
-    cdef vec[WIDE] m, running, high, low, step
-    cdef Factor factor
+cdef inline bint long_panel(int op, const Panel *panel, real *row_out,
+                            const PanelScratch *scratch) noexcept nogil:
+    """A panel of any length. False if a row is out of reach; x is then as it was."""
+    cdef Batch[WIDE] batches
+    cdef Batch *batch
+    cdef View view
+    cdef Last[WIDE] last
+    cdef Partial joined
+    cdef Partial *level
+    cdef vec[WIDE] m
+    cdef vec value, zero = v_set1(0)
+    cdef double change, split
+    cdef double *exponents = scratch.exponents
+    cdef real *packed
+    cdef real[16] factor
+    cdef Factor whole_factor
+    cdef uint64_t[WIDE] none
     cdef Py_ssize_t n = panel.n, begin, end, c, bits, index = 0
-    cdef PanelPartial *whole = scratch.stack
-    cdef real *row = scratch.row
-    cdef real *first = row + WIDE * VLEN
-    cdef real *second = first + WIDE * VLEN
-    cdef double *log_s = scratch.chunks
-    cdef double split, change
-    cdef int v, i, depth = 0
-    if op == SOFTMAX and n > BLOCK and panel.out == panel.x:
-        panel_max(full, panel, 0, n, m)
-        if not all_in_reach(m, row):
-            return False
+    cdef int v, k, depth = 0
+    set_view(&view, 1, 0)
     for v in range(WIDE):
-        running[v] = v_set1(<real>-INFINITY)
+        none[v] = 0
+        last[v].high = v_set1(1)
+        last[v].low = zero
+    if op == SOFTMAX and panel.out == panel.x and not panel_in_reach(panel):
+        return False
     for begin from 0 <= begin < n by BLOCK:
         end = min(n, begin + BLOCK)
-        panel_max(full, panel, begin, end, m)
-        for v in range(WIDE):
-            running[v] = v_max(m[v], running[v])
-        # A row that is still -inf may yet find its maximum, but seldom does.
-        if not all_in_reach(running, row):
-            return False
-        for v in range(WIDE):
-            v_store(row + v * VLEN, m[v])
-        panel_block(op, full, panel, begin, end, m, row,
-                    scratch.exponents + index * (WIDE * VLEN), scratch,
-                    scratch.stack + depth)
+        pack(panel, begin, end, scratch.packed, m)
+        level = scratch.stack + depth * (WIDE * VLEN)
+        for v in range(panel.vectors):
+            packed = scratch.packed + v * packed_at(BLOCK)
+            batch = &batches[v]
+            if sum_columns(kind_of(op), end - begin, packed, packed, m[v], &view, batch) != 0:
+                return False
+            for k in range(VLEN):
+                level[v * VLEN + k].max = batch.max[k]
+                level[v * VLEN + k].at_max = batch.at_max[k]
+                level[v * VLEN + k].count = batch.count[k]
+                level[v * VLEN + k].rest = batch.rest[k]
+                level[v * VLEN + k].low = batch.low[k]
+                level[v * VLEN + k].dot = level[v * VLEN + k].q = 0
+                exponents[v * VLEN + k] = (MAGIC + (HEADROOM + BIAS)) - <double>batch.magic[k]
+                level[v * VLEN + k].exponent = exponents[v * VLEN + k]
+        if op == SOFTMAX:
+            write_packed(SOFTMAX, panel, begin, end, scratch.packed, last, none)
+        exponents += WIDE * VLEN
         depth += 1
         bits = index
         while bits & 1:
-            merge_level(scratch.stack, &depth)
+            depth = merge_level(scratch.stack, depth, panel.vectors)
             bits >>= 1
         index += 1
     while depth > 1:
-        merge_level(scratch.stack, &depth)
-    for i in range(WIDE * VLEN):
-        if op == SOFTMAX:
-            factor = divide(1, panel_sum(whole, i))
-            first[i] = factor.high
-            second[i] = factor.low
-        else:
-            log_s[i] = ((whole.rest[i] + whole.low[i])
-                        + (whole.count[i] - 1) * whole.at_max[i])
-    if op != SOFTMAX:
-        log1p_of_ratios(log_s, whole.at_max, WIDE * VLEN)
-        for i in range(WIDE * VLEN):
-            first[i] = <real>(log_s[i] + (whole.max[i] if op == LOGSUMEXP else 0))
-            second[i] = <real>whole.max[i]
+        depth = merge_level(scratch.stack, depth, panel.vectors)
+    for v in range(panel.vectors):
+        batch = &batches[v]
+        for k in range(VLEN):
+            joined = scratch.stack[v * VLEN + k]
+            batch.max[k] = <real>joined.max
+            batch.at_max[k] = <real>joined.at_max
+            batch.count[k] = joined.count
+            batch.rest[k] = joined.rest
+            batch.low[k] = joined.low
+    set_last(op, True, panel, batches, row_out, last)
     if op == LOGSUMEXP:
-        for v in range(WIDE):
-            panel_store(<char *>row_out, panel, v, full, v_load(first + v * VLEN))
         return True
-    for v in range(WIDE):
-        high[v] = v_load(first + v * VLEN)
-        low[v] = v_load(second + v * VLEN)
+    exponents = scratch.exponents
     for begin from 0 <= begin < n by BLOCK:
         end = min(n, begin + BLOCK)
-        if op == SOFTMAX and n > BLOCK:
-            for i in range(WIDE * VLEN):
-                change = scratch.exponents[begin // BLOCK * (WIDE * VLEN) + i] - whole.exponent[i]
-                split = DEEP_SPLIT if change < DEEP else 0
-                row[i] = <real>power_of_two(change + split)
-                factor = divide(1, panel_sum(whole, i))
-                first[i] = <real>(factor.high * power_of_two(-split))
-                second[i] = <real>(factor.low * power_of_two(-split))
-            for v in range(WIDE):
-                step[v] = v_load(row + v * VLEN)
-                high[v] = v_load(first + v * VLEN)
-                low[v] = v_load(second + v * VLEN)
+        if op == SOFTMAX:
+            for v in range(panel.vectors):
+                batch = &batches[v]
+                for k in range(VLEN):
+                    joined = scratch.stack[v * VLEN + k]
+                    change = exponents[v * VLEN + k] - joined.exponent
+                    split = DEEP_SPLIT if change < DEEP else 0
+                    whole_factor = divide(1, whole_sum(&joined))
+                    factor[k] = <real>power_of_two(change + split)
+                    batch.high[k] = <real>(whole_factor.high * power_of_two(-split))
+                    batch.low_factor[k] = <real>(whole_factor.low * power_of_two(-split))
+                last[v].scale = v_load(factor)
+                last[v].high = v_load(batch.high)
+                last[v].low = v_load(batch.low_factor)
         for c in range(begin, end):
-            for v in range(WIDE):
-                if op == SOFTMAX:
-                    xv = panel_load(panel.out + c * panel.out_step, panel, v, full, zero)
-                    if n > BLOCK:
-                        xv = v_mul(xv, step[v])
-                    xv = v_multiply(xv, high[v], low[v])
-                else:
-                    xv = panel_load(panel.x + c * panel.x_step, panel, v, full, zero)
-                    xv = log_probability(False, xv, low[v], zero, zero, high[v])
-                panel_store(panel.out + c * panel.out_step, panel, v, full, xv)
+            for v in range(panel.vectors):
+                value = panel_load((panel.out + c * panel.out_step) if op == SOFTMAX
+                                   else panel.x + c * panel.x_step, panel, v)
+                panel_store(panel.out + c * panel.out_step, panel, v,
+                            last_value(op, False, False, True, value, zero, &last[v]))
+        exponents += WIDE * VLEN
     return True
 
 
-cdef inline void product_panel(int op, bint full, const Panel *panel,
-                               PanelScratch *scratch) noexcept nogil:
-    """A panel of softmax_vjp or log_softmax_vjp."""
-    cdef vec zero = v_set1(0), xv = zero, yv, sum
-    cdef Last[WIDE] last
-    cdef Py_ssize_t chunk, end, c, bits, index = 0
-    cdef real *slot
-    cdef int v, i, depth = 0
-    for chunk from 0 <= chunk < panel.n by CHUNK:
-        end = min(panel.n, chunk + CHUNK)
-        for c in range(chunk, end):
-            slot = scratch.lanes + ((c - chunk) % LANES) * (WIDE * VLEN)
-            for v in range(WIDE):
-                yv = panel_load(panel.y + c * panel.y_step, panel, v, full, zero)
-                sum = v_load(slot + v * VLEN) if c - chunk >= LANES else zero
-                if op == SOFTMAX_VJP:
-                    xv = panel_load(panel.x + c * panel.x_step, panel, v, full, zero)
-                    sum = v_fma(xv, yv, sum)
-                else:
-                    sum = v_add(yv, sum)
-                v_store(slot + v * VLEN, sum)
-        halve_lanes(scratch.lanes, min(LANES, end - chunk))
-        for i in range(WIDE * VLEN):
-            scratch.stack[depth].rest[i] = scratch.lanes[i]
+cdef inline bint panel_in_reach(const Panel *panel) noexcept nogil:
+    """Whether no row's maximum is out of reach."""
+    cdef vec[WIDE] m
+    cdef uint64_t outside = 0
+    cdef Py_ssize_t c
+    cdef int v
+    for v in range(WIDE):
+        m[v] = v_set1(<real>-INFINITY)
+    for c in range(panel.n):
+        for v in range(panel.vectors):
+            m[v] = v_max(panel_load(panel.x + c * panel.x_step, panel, v), m[v])
+    for v in range(panel.vectors):
+        outside |= v_bits(v_not_less(v_abs(m[v]), v_set1(ANCHOR)))
+    return outside == 0
+
+
+cdef inline int merge_level(Partial *stack, int depth, int vectors) noexcept nogil:
+    """Join the two topmost levels, row by row."""
+    cdef Partial *into = stack + (depth - 2) * (WIDE * VLEN)
+    cdef int i
+    for i in range(vectors * VLEN):
+        merge(&into[i], &into[WIDE * VLEN + i], &into[i])
+    return depth - 1
+
+
+cdef inline void product_vector(int op, const Panel *panel, int v,
+                                Partial *stack) noexcept nogil:
+    """A whole vector of rows of softmax_vjp or log_softmax_vjp."""
+    cdef LaneSums sums
+    cdef Last last
+    cdef real[16] number
+    cdef const char *x = panel.x + v * (VLEN * sizeof(real))
+    cdef const char *y = panel.y + v * (VLEN * sizeof(real))
+    cdef char *out = panel.out + v * (VLEN * sizeof(real))
+    cdef Columns columns
+    cdef Py_ssize_t begin, c, bits, k, index = 0
+    cdef int depth = 0
+    columns.x_step = panel.x_step
+    columns.y_step = panel.y_step
+    columns.x_gap = 0
+    for begin from 0 <= begin < panel.n by CHUNK:
+        columns.x = x + begin * panel.x_step
+        columns.y = y + begin * panel.y_step
+        sum_chunk_columns(kind_of(op), &columns, min(panel.n - begin, CHUNK), NULL,
+                          v_set1(0), &sums)
+        v_store(number, sums.dot)
+        for k in range(VLEN):
+            stack[depth * VLEN + k].dot = number[k]
         depth += 1
         bits = index
         while bits & 1:
-            depth = fold_sums(scratch.stack, depth)
+            depth = add_dots(stack, depth)
             bits >>= 1
         index += 1
     while depth > 1:
-        depth = fold_sums(scratch.stack, depth)
-    for i in range(WIDE * VLEN):
-        scratch.row[i] = <real>scratch.stack[0].rest[i]
-    for v in range(WIDE):
-        last[v].m = v_load(scratch.row + v * VLEN)
+        depth = add_dots(stack, depth)
+    for k in range(VLEN):
+        number[k] = <real>stack[k].dot
+    last.m = v_load(number)
     for c in range(panel.n):
-        for v in range(WIDE):
-            xv = panel_load(panel.x + c * panel.x_step, panel, v, full, zero)
-            yv = panel_load(panel.y + c * panel.y_step, panel, v, full, zero)
-            panel_store(panel.out + c * panel.out_step, panel, v, full,
-                        last_value(op, False, False, False, xv, yv, &last[v]))
+        v_store(<real *>(out + c * panel.out_step),
+                last_value(op, False, False, False, v_load(<const real *>(x + c * panel.x_step)),
+                           v_load(<const real *>(y + c * panel.y_step)), &last))
 
 
-cdef inline int fold_sums(PanelPartial *stack, int depth) noexcept nogil:
-    cdef int i
-    for i in range(WIDE * VLEN):
-        stack[depth - 2].rest[i] += stack[depth - 1].rest[i]
+cdef inline int add_dots(Partial *stack, int depth) noexcept nogil:
+    cdef int k
+    for k in range(VLEN):
+        stack[(depth - 2) * VLEN + k].dot += stack[(depth - 1) * VLEN + k].dot
     return depth - 1
+
+
+cdef inline int row_by_row(int op, const Task *task, Py_ssize_t begin,
+                           Py_ssize_t end) noexcept nogil:
+    if op == SOFTMAX:
+        return softmax_rows(task, begin, end)
+    if op == LOG_SOFTMAX:
+        return log_softmax_rows(task, begin, end)
+    if op == LOGSUMEXP:
+        return logsumexp_rows(task, begin, end)
+    if op == SOFTMAX_VJP:
+        return softmax_vjp_rows(task, begin, end)
+    return log_softmax_vjp_rows(task, begin, end)
 
 
 cdef inline int run_panels(int op, const Task *task, Py_ssize_t begin,
@@ -355,29 +311,24 @@ cdef inline int run_panels(int op, const Task *task, Py_ssize_t begin,
     """Panels [begin, end), counted along the inner dimension, outer by outer."""
     cdef Py_ssize_t columns = WIDE * VLEN
     cdef Py_ssize_t per_outer = (task.inner + columns - 1) // columns
-    cdef Py_ssize_t index, outer, inner, count, row
-    cdef Py_ssize_t blocks = (task.n + BLOCK - 1) // BLOCK, levels = 2, size
+    cdef Py_ssize_t index, outer, inner, count, row, rest
+    cdef Py_ssize_t blocks = (task.n + BLOCK - 1) // BLOCK, levels = 2
     cdef Panel panel
     cdef PanelScratch scratch
+    cdef uint64_t[WIDE] outside
     cdef char *memory
     cdef real *row_out
-    cdef bint done
-    cdef int v
-    # Four chunks to a block, which is what product_panel counts in.
+    cdef int v, failed = 0
+    # Four chunks to a block, which is what product_vector counts in.
     while (<Py_ssize_t>1 << levels) <= 8 * blocks:
         levels += 1
-    size = (columns * ((8 + blocks) * <Py_ssize_t>sizeof(double)
-                       + (2 * LANES + 3) * <Py_ssize_t>sizeof(real))
-            + levels * <Py_ssize_t>sizeof(PanelPartial))
-    memory = <char *>malloc(size)
+    memory = <char *>malloc(columns * (blocks * sizeof(double) + levels * sizeof(Partial)
+                                       + packed_at(BLOCK) // VLEN * sizeof(real)))
     if memory == NULL:
         return -1
-    scratch.chunks = <double *>memory
-    scratch.exponents = scratch.chunks + 8 * columns
-    scratch.stack = <PanelPartial *>(scratch.exponents + blocks * columns)
-    scratch.row = <real *>(scratch.stack + levels)
-    scratch.lanes = scratch.row + 3 * columns
-    scratch.low = scratch.lanes + LANES * columns
+    scratch.exponents = <double *>memory
+    scratch.stack = <Partial *>(scratch.exponents + blocks * columns)
+    scratch.packed = <real *>(scratch.stack + levels * columns)
     panel.n = task.n
     panel.x_step = task.x.n
     panel.y_step = task.y.n
@@ -387,32 +338,34 @@ cdef inline int run_panels(int op, const Task *task, Py_ssize_t begin,
         inner = (index - outer * per_outer) * columns
         count = min(columns, task.inner - inner)
         row = outer * task.inner + inner
+        rest = 0  # rows at the end that are left to row.pxi
+        panel.vectors = <int>((count + VLEN - 1) // VLEN)
+        panel.last = v_first(count - (panel.vectors - 1) * VLEN)
         panel.x = at(&task.x, outer, inner)
         panel.out = NULL
         if op != LOGSUMEXP:
             panel.out = <char *>at(&task.out, outer, inner)
-        panel.y = NULL
+        row_out = <real *>task.row_out + row if op == LOGSUMEXP else NULL
         if is_product(op):
             panel.y = at(&task.y, outer, inner)
-        row_out = <real *>task.row_out + row if op == LOGSUMEXP else NULL
-        if count < columns:
-            for v in range(WIDE):
-                panel.present[v] = v_first(max(count - v * VLEN, 0))
-        if is_product(op):
-            done = True
-            if count == columns:
-                product_panel(op, True, &panel, &scratch)
-            else:
-                product_panel(op, False, &panel, &scratch)
-        elif count == columns:
-            done = one_panel(op, True, &panel, row_out, &scratch)
+            for v in range(<int>(count // VLEN)):
+                product_vector(op, &panel, v, scratch.stack)
+            rest = count % VLEN
+        elif task.n > BLOCK:
+            if not long_panel(op, &panel, row_out, &scratch):
+                rest = count
         else:
-            done = one_panel(op, False, &panel, row_out, &scratch)
-        if not done and run_rows(op, task, row, row + count) != 0:
-            free(memory)
-            return -1
+            short_panel(op, &panel, row_out, &scratch, outside)
+            for v in range(panel.vectors):
+                if outside[v] != 0:
+                    failed |= row_by_row(op, task, row + v * VLEN,
+                                         row + min(count, (v + 1) * VLEN))
+        if rest > 0:
+            failed |= row_by_row(op, task, row + count - rest, row + count)
+        if failed != 0:
+            break
     free(memory)
-    return 0
+    return failed
 
 
 cdef int softmax_panels(const Task *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
