@@ -142,6 +142,7 @@ cdef inline bint long_panel(int op, const Panel *panel, real *row_out,
     cdef double *exponents = scratch.exponents
     cdef real *packed
     cdef real[16] factor
+    cdef const char *source
     cdef Factor whole_factor
     cdef uint64_t[WIDE] none
     cdef Py_ssize_t n = panel.n, begin, end, c, bits, index = 0
@@ -212,9 +213,11 @@ cdef inline bint long_panel(int op, const Panel *panel, real *row_out,
                 last[v].high = v_load(batch.high)
                 last[v].low = v_load(batch.low_factor)
         for c in range(begin, end):
+            source = panel.x + c * panel.x_step
+            if op == SOFTMAX:
+                source = panel.out + c * panel.out_step
             for v in range(panel.vectors):
-                value = panel_load((panel.out + c * panel.out_step) if op == SOFTMAX
-                                   else panel.x + c * panel.x_step, panel, v)
+                value = panel_load(source, panel, v)
                 panel_store(panel.out + c * panel.out_step, panel, v,
                             last_value(op, False, False, True, value, zero, &last[v]))
         exponents += WIDE * VLEN
