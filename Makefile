@@ -1,6 +1,8 @@
 # make run      build and show the demonstration
 # make test     build and run the tests
 # make bench    run the benchmarks once, on this commit
+# make results  measure again what the documents show; half an hour
+# make pictures draw the pictures and fill in the tables of the documents from the results
 # make lint     ruff, mypy, and the stub against the compiled module
 # make clean    remove what was built, and the virtual environment
 #
@@ -19,7 +21,7 @@ pip := $(bin)/python -m pip install --quiet --disable-pip-version-check
 made := $(VENV)/.made-with-$(subst /,_,$(PYTHON))
 sources := pyproject.toml setup.py $(wildcard src/cpu/*)
 
-.PHONY: run test bench lint clean
+.PHONY: run test bench results pictures lint clean
 .DELETE_ON_ERROR:
 
 run: $(VENV)/.installed
@@ -31,6 +33,14 @@ test: $(VENV)/.installed-test
 bench: $(VENV)/.installed-dev
 	cd asv_bench && { test -e ~/.asv-machine.json || $(asv) machine --yes >/dev/null; }
 	cd asv_bench && $(asv) run --quick --show-stderr --python=same
+
+results: $(VENV)/.installed-bench $(VENV)/.installed-peers $(VENV)/.installed-test
+	$(bin)/python -m pysoftmax bench --json docs/results/speed.json
+	$(bin)/python tools/accuracy.py docs/results/accuracy.json
+	$(bin)/python tools/reproducibility.py docs/results/reproducibility.json
+
+pictures: $(VENV)/.installed-bench
+	$(bin)/python tools/pictures.py
 
 lint: $(VENV)/.installed-dev
 	$(bin)/ruff check .

@@ -74,7 +74,7 @@ def convert(
         If a file cannot be read, understood or written; `target` is then as it was.
     """
     to_npy = target.endswith(".npy")
-    with _output(target) as out, _input(source) as file:
+    with output(target) as out, _input(source) as file:
         name = "standard input" if source == "-" else source
         if _is_npy(file, name):
             logits = _read_header(_mappable(file, name), name)
@@ -122,7 +122,7 @@ def _is_npy(file: BufferedReader, name: str) -> bool:
 
 
 @contextmanager
-def _output(target: str) -> Iterator[IO[bytes]]:
+def output(target: str) -> Iterator[IO[bytes]]:
     """Open a draft that becomes `target` at the end, or vanishes; or open standard output."""
     if target == "-":
         with _blame("write", "standard output"), open(1, "wb", closefd=False) as file:

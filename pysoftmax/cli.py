@@ -10,19 +10,22 @@ import argparse
 import inspect
 import json
 import os
+import re
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
+from importlib import import_module
 from importlib.util import find_spec
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import pysoftmax
 from pysoftmax import _files
 
 Command = Callable[[argparse.Namespace], None]
+Value = TypeVar("Value")
 
 _COMMANDS: dict[str, tuple[Command, tuple[Callable[[argparse.ArgumentParser], object], ...]]] = {}
 
@@ -66,6 +69,53 @@ def _target(text: str) -> str:
     if text == "-" or text.endswith((".npy", ".csv")):
         return text
     raise argparse.ArgumentTypeError(f"expected a name in .npy or .csv, or -, got {text!r}")
+
+
+def _positive(text: str) -> int:
+    """Read a number of threads off the command line."""
+    if text.isdecimal() and int(text) > 0:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
+
+
+def _integer(text: str) -> int:
+    """Read an axis off the command line."""
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a whole number, got {text!r}") from None
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    """Read a shape off the command line."""
+    if re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", text):
+        return tuple(map(int, text.split("x")))
+    raise argparse.ArgumentTypeError(f"expected a shape such as 1024x10, got {text!r}")
+
+
+def _png(text: str) -> str:
+    """Read the name of a picture off the command line."""
+    if text.endswith(".png"):
+        return text
+    raise argparse.ArgumentTypeError(f"expected a name in .png, got {text!r}")
+
+
+def _listed(value: Callable[[str], Value]) -> Callable[[str], list[Value]]:
+    """Read several off the command line, with commas between them."""
+    return lambda text: [value(item) for item in text.split(",")]
+
+
+def _one_of(table: str) -> Callable[[str], str]:
+    """Read a name that is in a table of `pysoftmax.bench`, which is imported only then."""
+
+    def name(text: str) -> str:
+        module, _, names = table.rpartition(".")
+        known = getattr(import_module(f"pysoftmax.bench.{module}"), names)
+        if text in known:
+            return text
+        raise argparse.ArgumentTypeError(f"expected some of {', '.join(known)}, got {text!r}")
+
+    return name
 
 
 # -- commands ------------------------------------------------------------------------------
@@ -113,7 +163,7 @@ def softmax(args: argparse.Namespace) -> None:
     must fit in memory. OUT is replaced only once it is complete.
     """
     function = pysoftmax.log_softmax if args.log else pysoftmax.softmax
-    with progress_bar() as progress:
+    with progress_bar("softmax") as progress:
         _files.convert(
             args.source,
             args.target,
@@ -122,6 +172,71 @@ def softmax(args: argparse.Namespace) -> None:
             skip_header=args.skip_header,
             progress=progress,
         )
+
+
+@command(
+    argument(
+        "--functions",
+        type=_listed(_one_of("cases.FUNCTIONS")),
+        metavar="NAME,...",
+        help="public functions (softmax, log_softmax, logsumexp and the cross-entropies)",
+    ),
+    argument(
+        "--dtypes",
+        type=_listed(_one_of("cases.DTYPES")),
+        metavar="NAME,...",
+        help="float32, float64 (both)",
+    ),
+    argument("--shapes", type=_listed(_shape), metavar="NxM,...", help="such as 1024x10,64x32000"),
+    argument("--axes", type=_listed(_integer), metavar="N,...", help="such as -1,0 (last)"),
+    argument(
+        "--peers",
+        type=_listed(_one_of("peers.PEERS")),
+        metavar="NAME,...",
+        help="such as torch,onnxruntime (all that are installed)",
+    ),
+    argument("--threads", type=_positive, default=1, metavar="N", help="for each of them (1)"),
+    argument("--quick", action="store_true", help="few functions, shapes and rounds"),
+    argument("--json", metavar="FILE", help="write all figures; - for standard output, alone"),
+    argument("--plot", type=_png, metavar="FILE.png", help="draw them (needs matplotlib)"),
+)
+def bench(args: argparse.Namespace) -> None:
+    """Race pysoftmax against the libraries that are installed, and against physical limits.
+
+    All take turns in this process on the same inputs and number of threads, round after round;
+    medians are shown. Everybody is held to AVX2 by PYSOFTMAX_CPU_TARGET=avx2,
+    ATEN_CPU_CAPABILITY=avx2 (torch), XLA_FLAGS=--xla_cpu_max_isa=AVX2 (JAX), NUMBA_CPU_NAME=haswell
+    with NUMBA_CPU_FEATURES= (Numba) and NPY_DISABLE_CPU_FEATURES (NumPy, SciPy): the report says
+    who is not. The extra bench installs what tables, pictures and limits need, peers the libraries.
+    """
+    from pysoftmax.bench import cases, measure, report
+
+    if args.plot and not find_spec("matplotlib"):
+        raise ValueError("--plot needs matplotlib: pip install 'pysoftmax[bench]'")
+    chosen = cases.choose(args.functions, args.dtypes, args.shapes, args.axes, quick=args.quick)
+    rounds, seconds = measure.QUICK_PACE if args.quick else measure.USUAL_PACE
+    with ExitStack() as stack:
+        json_file, plot_file = (
+            stack.enter_context(_files.output(name)) if name else None
+            for name in (args.json, args.plot)
+        )
+        with progress_bar("bench", background=False) as progress:
+            results = measure.run(
+                chosen,
+                args.peers,
+                threads=args.threads,
+                rounds=rounds,
+                seconds=seconds,
+                progress=progress,
+            )
+        if json_file:
+            json_file.write(results.to_json().encode())
+        if plot_file:
+            from pysoftmax.bench import plot
+
+            plot.draw(results, plot_file)
+    if args.json != "-":
+        report.show(results, table)
 
 
 @command(argument("--json", action="store_true", help="print JSON"))
@@ -172,17 +287,23 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 @contextmanager
-def progress_bar() -> Iterator[_files.Progress]:
-    """Lend a function that shows the fraction done if standard error is a terminal."""
+def progress_bar(label: str, *, background: bool = True) -> Iterator[_files.Progress]:
+    """Lend a function that shows the fraction done if standard error is a terminal.
+
+    Without `background` nothing runs between its calls, which would disturb what is timed there.
+    """
     if not sys.stderr.isatty():
         yield lambda fraction: None
     elif find_spec("rich"):
         from rich.console import Console
         from rich.progress import Progress
 
-        with Progress(console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task("softmax", total=None)
-            yield lambda fraction: bar.update(task, total=1.0, completed=fraction)
+        console = Console(stderr=True)
+        with Progress(console=console, transient=True, auto_refresh=background) as bar:
+            task = bar.add_task(label, total=None)
+            yield lambda fraction: bar.update(
+                task, total=1.0, completed=fraction, refresh=not background
+            )
     else:
         try:
             yield lambda fraction: print(f"\r{fraction:4.0%}", end="", file=sys.stderr, flush=True)
@@ -194,7 +315,11 @@ def progress_bar() -> Iterator[_files.Progress]:
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line."""
+    """A parser whose errors are one line, and to which -1,0 is a value."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._negative_number_matcher = re.compile(r"-\.?\d")  # as it is from Python 3.14 on
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"pysoftmax: error: {message} (see {self.prog} --help)\n")

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.resources import files
 from statistics import median
-from time import perf_counter
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 import pysoftmax
+from pysoftmax.bench import formulas
+from pysoftmax.bench.measure import race
 
 Floats = NDArray[np.floating[Any]]
 Table = Callable[[Sequence[str], Sequence[Sequence[str]]], None]
@@ -31,14 +33,6 @@ def load_digits() -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
 def naive_softmax(x: Floats) -> Floats:
     """Return the formula as the textbook has it, which overflows."""
     result: Floats = np.exp(x) / np.exp(x).sum(axis=-1, keepdims=True)
-    return result
-
-
-def numpy_softmax(x: Floats) -> Floats:
-    """Return the formula in the three lines of NumPy that do not overflow."""
-    shifted = x - x.max(axis=-1, keepdims=True)
-    exponentials = np.exp(shifted)
-    result: Floats = exponentials / exponentials.sum(axis=-1, keepdims=True)
     return result
 
 
@@ -102,35 +96,24 @@ def _random(rows: int, columns: int) -> NDArray[np.float32]:
 
 
 def _race(x: Floats) -> dict[str, Any]:
-    """Time both on one thread in turn, so that a change of the machine's pace strikes both."""
-    contestants = {"numpy": numpy_softmax, "pysoftmax": pysoftmax.softmax}
+    """Time both on one thread."""
+    contestants: dict[str, Callable[[Floats], Floats]] = {
+        "numpy": formulas.softmax,
+        "pysoftmax": pysoftmax.softmax,
+    }
     with pysoftmax.num_threads(1):
-        calls = {name: _calls(f, x) for name, f in contestants.items()}
-        seconds: dict[str, list[float]] = {name: [] for name in contestants}
-        for _ in range(_ROUNDS):
-            for name, function in contestants.items():
-                seconds[name].append(_time(function, x, calls[name]))
-    numpy, ours = (1e9 * median(times) / x.size for times in seconds.values())
+        times = race(
+            {name: partial(function, x) for name, function in contestants.items()},
+            rounds=_ROUNDS,
+            seconds=_ROUND_SECONDS,
+        )
+    numpy, ours = (1e9 * median(seconds) / x.size for seconds in times.values())
     return {
         "shape": list(x.shape),
         "numpy_ns_per_element": numpy,
         "pysoftmax_ns_per_element": ours,
         "ratio": numpy / ours,
     }
-
-
-def _calls(function: Callable[[Floats], Floats], x: Floats) -> int:
-    """Return how many calls fill a round, after a first one to warm up."""
-    function(x)
-    return 1 + int(_ROUND_SECONDS / _time(function, x, 1))
-
-
-def _time(function: Callable[[Floats], Floats], x: Floats, calls: int) -> float:
-    """Return the mean seconds of a call."""
-    start = perf_counter()
-    for _ in range(calls):
-        function(x)
-    return (perf_counter() - start) / calls
 
 
 def show(results: dict[str, Any], table: Table) -> None:

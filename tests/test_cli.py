@@ -104,11 +104,11 @@ def test_version(run):
 def test_help_lists_every_command(run):
     status, out, _ = run("--help")
     assert status == 0
-    for name in ["demo", "softmax", "info"]:
+    for name in ["demo", "softmax", "bench", "info"]:
         assert f"\n    {name} " in out
 
 
-@pytest.mark.parametrize("name", ["demo", "softmax", "info"])
+@pytest.mark.parametrize("name", ["demo", "softmax", "bench", "info"])
 def test_help_of_a_command_needs_no_work(run, name):
     status, out, err = run(name, "--help")
     assert (status, err) == (0, "")
