@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pysoftmax import _arguments as check
 from pysoftmax._dispatch import backend_of
@@ -15,6 +16,11 @@ from pysoftmax.backends import Array
 BLOCK = 1 << 16
 
 Part = tuple[slice, ...]
+
+
+def host(values: Array) -> NDArray[Any]:
+    """A small array of any library as one of NumPy's."""
+    return values if isinstance(values, np.ndarray) else np.array(values.tolist())
 
 
 class Labelled:
@@ -98,10 +104,10 @@ class Labelled:
         if not (weight >= 0).all():
             worst = weight[~(weight >= 0)].reshape(-1)[0]
             raise ValueError(f"sample_weight must be >= 0 and not NaN, got {worst}")
-        if not 0 < float(weight.sum()) < np.inf:
-            raise ValueError(
-                f"the sum of sample_weight must be positive and finite, got {weight.sum()}"
-            )
+        with np.errstate(over="ignore"):
+            total = float(weight.sum())
+        if not 0 < total < np.inf:
+            raise ValueError(f"the sum of sample_weight must be positive and finite, got {total}")
         return weight
 
     def _check_range(self) -> None:

@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 from pysoftmax import _arguments as check
 from pysoftmax import _extras
 from pysoftmax._dispatch import backend_of
-from pysoftmax._labelled import Labelled
+from pysoftmax._labelled import Labelled, host
 from pysoftmax._losses import cross_entropy, cross_entropy_with_grad
 from pysoftmax._softmax import log_softmax, softmax
 from pysoftmax.backends import Array
@@ -434,7 +434,8 @@ def _newton(
         if abs(factor - 1) <= _TOLERANCE or high <= low * (1 + _TOLERANCE):
             return temperature, True
         temperature = temperature / factor if factor > 0 else np.nan
-        if not low < temperature < high or abs(gradient) > previous / 2:
+        # Where the likelihood has but an exponential tail, a step gains no more than a factor e.
+        if not low < temperature < high or abs(gradient) > previous / 3:
             temperature = float(np.sqrt(low) * np.sqrt(high))
         previous = abs(gradient)
         _, gradient, curvature = evaluate(temperature)
@@ -459,7 +460,9 @@ class _Steps:
     def __init__(self, data: Labelled, first: float) -> None:
         self.data = data
         self.first = first
-        self.present = np.isin(np.arange(data.n_classes), _host(data.flat(data.labels)))
+        labels = data.flat(data.labels).astype(np.int64)
+        counts = data.backend.namespace.bincount(labels, minlength=data.n_classes)
+        self.present = host(counts) > 0
         none = np.zeros(data.n_classes)
         self.centre, *curvatures = _curvature(data, none + first, none)
         self.free = np.concatenate([self.present & (each > 0) for each in curvatures])
@@ -516,8 +519,8 @@ def _vector_objective(data: Labelled, scale: Floats, bias: Floats) -> tuple[floa
         grad *= weight[:, None]
         x[grad == 0] = 0  # -inf among them
         nll += float((weight * loss).sum())
-        by_scale += _host((grad * x).sum(axis=0))
-        by_bias += _host(grad.sum(axis=0))
+        by_scale += host((grad * x).sum(axis=0))
+        by_bias += host(grad.sum(axis=0))
     return nll / data.total, by_scale / data.total, by_bias / data.total
 
 
@@ -536,17 +539,12 @@ def _curvature(data: Labelled, scale: Floats, bias: Floats) -> tuple[Floats, Flo
             p = softmax(x + xp.asarray(bias))
             p *= (1 - p) * weight[:, None]
             x[p == 0] = 0
-            moments += [_host(each.sum(axis=0)) for each in (p, p * x, p * x * x)]
+            moments += [host(each.sum(axis=0)) for each in (p, p * x, p * x * x)]
         total, first, second = moments / data.total
         centre = np.divide(first, total, out=np.zeros_like(first), where=total > 0)
         spread = second - first * centre
     # Where this is mere rounding, the logit is the same in every row.
     return centre, np.where(spread > 1e-12 * second, spread, 0), total
-
-
-def _host(values: Array) -> NDArray[Any]:
-    """An array of any library as one of NumPy's."""
-    return values if isinstance(values, np.ndarray) else np.array(values.tolist())
 
 
 def _fit_vector(

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from pysoftmax import _extras
-from pysoftmax._labelled import Labelled
+from pysoftmax._labelled import Labelled, host
 from pysoftmax._softmax import softmax
 from pysoftmax.backends import Array
 
@@ -376,7 +376,7 @@ class ReliabilityDisplay:
         if ax is None:
             ax = pyplot.subplots(figsize=(5, 6), layout="constrained")[1]
         self.ax_, self.counts_ax_, self.figure_ = ax, _beneath(ax), ax.figure
-        mean, accuracy, counts, edges = self.curve
+        mean, accuracy, counts, edges = map(host, self.curve)
         filled = counts > 0
         mean, accuracy, counts = mean[filled], accuracy[filled], counts[filled]
         left, right = edges[:-1][filled], edges[1:][filled]

@@ -285,6 +285,15 @@ def test_logits_whose_differences_overflow(bounds):
         assert ps.fit_temperature(x, [0, 0, 0, 1], bounds=bounds).temperature == bounds[1]
 
 
+@pytest.mark.parametrize(("right", "wrong"), [(600, 1e-287), (300, 1e-200)])
+def test_an_exponential_tail_is_passed_quickly(right, wrong):
+    """Newton's method alone takes 74 and 173 iterations."""
+    result = ps.fit_temperature([[right, 0.0], [wrong, 0.0]], [0, 1])
+    expected = right * math.exp(-right / result.temperature)  # the gradients of both rows
+    assert expected == pytest.approx(wrong / 2, rel=1e-5)
+    assert result.iterations < 25
+
+
 @each_fit
 def test_rows_of_weight_0_may_hold_anything(fit):
     x, labels = drawn(200, 3)
@@ -322,6 +331,7 @@ X = [[1.0, 2.0, 3.0], [2.0, 1.0, 0.0]]
         (X, [0, 1], {"sample_weight": [1, -1]}, ValueError, "sample_weight .* got -1.0"),
         (X, [0, 1], {"sample_weight": [1, NAN]}, ValueError, "sample_weight .* got nan"),
         (X, [0, 1], {"sample_weight": [1, INF]}, ValueError, "finite, got inf"),
+        (X, [0, 1], {"sample_weight": [1e308, 1e308]}, ValueError, "finite, got inf"),
         (X, [0, 1], {"sample_weight": [1]}, ValueError, r"per row \(2,\), got \(1,\)"),
         (X, [0, 1], {"sample_weight": ["a", "b"]}, TypeError, "sample_weight must be real"),
         (X, [0, 1], {"bounds": (0, 1)}, ValueError, "bounds must be"),
@@ -528,6 +538,30 @@ def test_equal_logits_are_scaled_to_the_shares_of_the_classes():
     assert result.apply([0.0, 0.0, 0.0]) == pytest.approx([0.1, 0.3, 0.6], abs=1e-7)
     assert result.scale == pytest.approx([1, 1, 1])
     assert result.converged
+
+
+def test_a_logit_that_is_the_same_in_every_row_keeps_the_temperature():
+    x, labels = drawn(1000, 3)
+    x[:, 1] = 0.1
+    result = ps.fit_vector_scaling(x, labels)
+    assert result.scale[1] == 1 / ps.fit_temperature(x, labels).temperature
+    assert result.converged
+
+
+def test_vector_scaling_of_logits_of_minus_infinity():
+    """A row without the last class, so that the others are scaled as if it was not there."""
+    x, labels = drawn(2000, 4)
+    short = (labels != 3) & (np.arange(2000) % 2 == 0)
+    x[short, 3] = -INF
+    result = ps.fit_vector_scaling(x, labels)
+    assert result.converged
+    scaled = np.where(np.isinf(x), 0, x).astype(np.longdouble) * result.scale + result.bias
+    scaled[short, 3] = -INF
+    assert result.nll_after == pytest.approx(float(nll(scaled, labels)), rel=1e-12)
+    slopes = residuals(scaled, labels)
+    assert abs(slopes.mean(axis=0)).max() < 1e-6
+    assert abs((slopes * np.where(np.isinf(x), 0, x)).mean(axis=0)).max() < 1e-6
+    assert (result.apply(x)[short, 3] == 0).all()
 
 
 def test_a_class_without_labels_keeps_the_temperature():
