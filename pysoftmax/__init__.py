@@ -1,5 +1,7 @@
 """Softmax, log-softmax and cross-entropy for arrays: fast, accurate, reproducible."""
 
+from typing import TYPE_CHECKING
+
 from pysoftmax._info import __version__, info
 from pysoftmax._losses import (
     binary_cross_entropy_with_logits,
@@ -17,19 +19,45 @@ from pysoftmax._softmax import (
 )
 from pysoftmax._threads import get_num_threads, num_threads, set_num_threads
 
+if TYPE_CHECKING:
+    from pysoftmax.calibration import (
+        TemperatureScaling,
+        VectorScaling,
+        fit_temperature,
+        fit_vector_scaling,
+    )
+    from pysoftmax.reliability import (
+        ReliabilityDisplay,
+        brier_score,
+        expected_calibration_error,
+        negative_log_likelihood,
+        reliability_curve,
+    )
+else:
+    from pysoftmax._lazy import __getattr__ as __getattr__
+
 __all__ = [
+    "ReliabilityDisplay",
+    "TemperatureScaling",
+    "VectorScaling",
     "__version__",
     "binary_cross_entropy_with_logits",
     "binary_cross_entropy_with_logits_with_grad",
+    "brier_score",
     "cross_entropy",
     "cross_entropy_with_grad",
+    "expected_calibration_error",
+    "fit_temperature",
+    "fit_vector_scaling",
     "get_num_threads",
     "info",
     "log_sigmoid",
     "log_softmax",
     "log_softmax_vjp",
     "logsumexp",
+    "negative_log_likelihood",
     "num_threads",
+    "reliability_curve",
     "set_num_threads",
     "sigmoid",
     "softmax",

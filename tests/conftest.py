@@ -13,6 +13,9 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 import cases
 
+# Pictures need no screen.
+os.environ.setdefault("MPLBACKEND", "agg")
+
 
 @dataclasses.dataclass(frozen=True)
 class Backend:

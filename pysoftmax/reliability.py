@@ -1,0 +1,490 @@
+"""How far probabilities can be relied on: calibration errors, scores and the diagram.
+
+A classifier is calibrated if, of the predictions made with confidence p, a share p is right.
+Predictions are collected in bins of confidence; the gap of a bin is what its accuracy lacks of
+its mean confidence. Bins are (low, high], with 0 in the first and 1 in the last.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+
+from pysoftmax import _extras
+from pysoftmax._labelled import Labelled, host
+from pysoftmax._softmax import softmax
+from pysoftmax.backends import Array
+
+__all__ = [
+    "ReliabilityCurve",
+    "ReliabilityDisplay",
+    "brier_score",
+    "expected_calibration_error",
+    "negative_log_likelihood",
+    "reliability_curve",
+]
+
+STRATEGIES = ("uniform", "quantile")
+NORMS = ("l1", "l2", "max")
+
+# How far from 1 a row may add up to: probabilities that were rounded to a few decimals pass, what
+# is not a distribution does not.
+_SLACK = 0.01
+
+
+class ReliabilityCurve(NamedTuple):
+    """What `reliability_curve` returns: the bins and what fell into each.
+
+    Attributes
+    ----------
+    mean_confidence : ndarray of float64, shape (n_bins,)
+        Mean of the predicted probabilities; NaN in an empty bin.
+    accuracy : ndarray of float64, shape (n_bins,)
+        The share of predictions that are right; NaN in an empty bin.
+    counts : ndarray, shape (n_bins,)
+        How many predictions there are (int64), or the sum of their weights (float64).
+    edges : ndarray of float64, shape (n_bins + 1,)
+        The bins' bounds, from 0 to 1.
+    """
+
+    mean_confidence: Any
+    accuracy: Any
+    counts: Any
+    edges: Any
+
+
+def reliability_curve(
+    probabilities: Any,
+    labels: Any,
+    *,
+    axis: int = -1,
+    n_bins: int = 15,
+    strategy: str = "uniform",
+    pos_label: int | None = None,
+    sample_weight: Any = None,
+) -> ReliabilityCurve:
+    """Accuracy and mean confidence in bins of confidence.
+
+    Parameters
+    ----------
+    probabilities : array_like
+        Of each class along `axis`, as `softmax` returns them.
+    labels : array_like of int
+        The right class of each row: the shape of `probabilities` without `axis`.
+    axis : int, default -1
+        The classes.
+    n_bins : int, default 15
+        How many bins.
+    strategy : {"uniform", "quantile"}, default "uniform"
+        Bins of equal width, or of equal weight: their inner edges are the quantiles (the
+        lowest confidence below or at which a share k / n_bins lies). Quantiles that coincide
+        are one edge, so that there may be fewer bins.
+    pos_label : int, optional
+        A class to look at: the prediction is that it is the right one, with its probability
+        as the confidence. By default, that the class of the largest probability is.
+    sample_weight : array_like, optional
+        How much each row counts, >= 0; the shape of `labels`.
+
+    Returns
+    -------
+    ReliabilityCurve
+        Named tuple ``(mean_confidence, accuracy, counts, edges)``.
+
+    Raises
+    ------
+    IndexError
+        For a label outside [0, n_classes), with its position.
+    ValueError
+        For rows that are no probabilities (below 0, NaN, or adding up to anything but 1), no
+        rows, fewer than two classes, and arguments that do not fit.
+    TypeError, numpy.exceptions.AxisError
+        As `softmax`, and for labels that are not integers.
+
+    Examples
+    --------
+    >>> from pysoftmax import reliability_curve
+    >>> curve = reliability_curve([[0.9, 0.1], [0.8, 0.2], [0.4, 0.6]], [0, 1, 1], n_bins=4)
+    >>> curve.accuracy
+    array([nan, nan, 1. , 0.5])
+    >>> curve.counts
+    array([0, 0, 1, 2])
+    """
+    _check_bins(n_bins, strategy)
+    data = _probabilities(probabilities, labels, axis, sample_weight)
+    if pos_label is not None and not 0 <= operator.index(pos_label) < data.n_classes:
+        raise ValueError(f"pos_label must be in [0, {data.n_classes}), got {pos_label}")
+    return _curve(data, pos_label, n_bins, strategy)
+
+
+def expected_calibration_error(
+    probabilities: Any,
+    labels: Any,
+    *,
+    axis: int = -1,
+    n_bins: int = 15,
+    strategy: str = "uniform",
+    norm: str = "l1",
+    class_wise: bool = False,
+    sample_weight: Any = None,
+) -> float:
+    """Expected calibration error: the mean gap between confidence and accuracy.
+
+    Parameters
+    ----------
+    probabilities, labels, axis, n_bins, strategy, sample_weight : optional
+        As for `reliability_curve`.
+    norm : {"l1", "l2", "max"}, default "l1"
+        The mean of the bins' gaps, each by its share of the rows; the root of the mean of
+        their squares; or the largest: the maximum calibration error.
+    class_wise : bool, default False
+        Take all classes with their probabilities, each in bins of its own, in place of the
+        most probable one of each row. All classes have the same share.
+
+    Returns
+    -------
+    float
+        In [0, 1].
+
+    Raises
+    ------
+    IndexError, ValueError, TypeError, numpy.exceptions.AxisError
+        As `reliability_curve`.
+
+    Notes
+    -----
+    Top-label errors: Guo et al. 2017, arXiv:1706.04599, equations 3 and 5. Class-wise: Kull
+    et al. 2019, arXiv:1910.12656, equation 4. "l2": Kumar, Liang & Ma 2019, arXiv:1909.10155,
+    without a correction of its bias. In few rows even the error of perfect probabilities is
+    not 0.
+
+    torchmetrics 1.9 has bins [low, high) and counts confidences of exactly 1 in a bin of
+    their own, so that its result can differ.
+
+    Examples
+    --------
+    >>> from pysoftmax import expected_calibration_error
+    >>> p, labels = [[0.9, 0.1], [0.8, 0.2], [0.4, 0.6]], [0, 1, 1]
+    >>> round(expected_calibration_error(p, labels, n_bins=4), 4)
+    0.3667
+    >>> round(expected_calibration_error(p, labels, n_bins=4, norm="max"), 4)
+    0.4
+    """
+    if norm not in NORMS:
+        raise ValueError(f"norm must be one of {', '.join(NORMS)}, got {norm!r}")
+    _check_bins(n_bins, strategy)
+    data = _probabilities(probabilities, labels, axis, sample_weight)
+    classes = range(data.n_classes) if class_wise else [None]
+    return _error([_curve(data, label, n_bins, strategy) for label in classes], norm)
+
+
+def brier_score(
+    probabilities: Any, labels: Any, *, axis: int = -1, sample_weight: Any = None
+) -> float:
+    """Brier score: the mean of ``sum_c (p_c - y_c)**2``, y being 1 for the right class.
+
+    Parameters
+    ----------
+    probabilities, labels, axis, sample_weight : optional
+        As for `reliability_curve`.
+
+    Returns
+    -------
+    float
+        In [0, 2]; lower is better. For two classes it is twice the binary score.
+
+    Raises
+    ------
+    IndexError, ValueError, TypeError, numpy.exceptions.AxisError
+        As `reliability_curve`.
+
+    Notes
+    -----
+    Brier, "Verification of Forecasts Expressed in Terms of Probability", Monthly Weather
+    Review 78 (1950), equation 2.
+
+    Examples
+    --------
+    >>> from pysoftmax import brier_score
+    >>> round(brier_score([[0.9, 0.1], [0.4, 0.6]], [0, 0]), 4)
+    0.37
+    """
+    data = _probabilities(probabilities, labels, axis, sample_weight)
+    total = 0.0
+    for block, truth, weight, _ in data.blocks():
+        misses = block.astype(np.float64)
+        misses[data.backend.namespace.arange(len(truth)), truth] -= 1
+        total += float((weight * (misses**2).sum(axis=-1)).sum())
+    return total / data.total
+
+
+def negative_log_likelihood(
+    probabilities: Any, labels: Any, *, axis: int = -1, sample_weight: Any = None
+) -> float:
+    """Negative log-likelihood (log-loss): the mean of ``-log(p_label)``.
+
+    Parameters
+    ----------
+    probabilities, labels, axis, sample_weight : optional
+        As for `reliability_curve`. From logits, `cross_entropy` is more accurate.
+
+    Returns
+    -------
+    float
+        At least 0; lower is better. inf if a label has probability 0.
+
+    Raises
+    ------
+    IndexError, ValueError, TypeError, numpy.exceptions.AxisError
+        As `reliability_curve`.
+
+    Examples
+    --------
+    >>> from pysoftmax import negative_log_likelihood
+    >>> round(negative_log_likelihood([[0.9, 0.1], [0.4, 0.6]], [0, 0]), 4)
+    0.5108
+    """
+    data = _probabilities(probabilities, labels, axis, sample_weight)
+    xp = data.backend.namespace
+    total = 0.0
+    for block, truth, weight, _ in data.blocks():
+        own = block[xp.arange(len(truth)), truth].astype(np.float64)
+        with np.errstate(divide="ignore"):
+            total -= float((weight * xp.log(own)).sum())
+    return total / data.total
+
+
+class ReliabilityDisplay:
+    """Reliability diagram: accuracy against confidence, with the gap between them.
+
+    Make one with `from_predictions`; `plot` draws it again elsewhere.
+
+    Parameters
+    ----------
+    curve : ReliabilityCurve
+        What to draw.
+    name : str, optional
+        What the probabilities are called in the legend.
+
+    Attributes
+    ----------
+    curve : ReliabilityCurve
+        As given.
+    expected_calibration_error : float
+        Of the curve, norm "l1".
+    ax_, counts_ax_ : matplotlib Axes
+        The diagram, and the counts beneath it.
+    figure_ : matplotlib Figure
+        The figure of both.
+    bars_, gaps_, counts_ : matplotlib BarContainer
+        The bins' accuracies, their gaps, and the counts.
+
+    See Also
+    --------
+    reliability_curve : The numbers in the diagram.
+
+    Examples
+    --------
+    >>> from pysoftmax import ReliabilityDisplay
+    >>> from pysoftmax.demo import load_digits
+    >>> logits, labels = load_digits()
+    >>> display = ReliabilityDisplay.from_predictions(labels, logits=logits, name="digits")
+    >>> round(display.expected_calibration_error, 4)
+    0.0499
+    """
+
+    def __init__(self, curve: ReliabilityCurve, *, name: str | None = None) -> None:
+        self.curve = curve
+        self.name = name
+        self.expected_calibration_error = _error([curve], "l1")
+
+    @classmethod
+    def from_predictions(
+        cls,
+        labels: Any,
+        probabilities: Any = None,
+        *,
+        logits: Any = None,
+        axis: int = -1,
+        n_bins: int = 15,
+        strategy: str = "uniform",
+        pos_label: int | None = None,
+        sample_weight: Any = None,
+        name: str | None = None,
+        ax: Any = None,
+    ) -> Self:
+        """Draw the diagram of probabilities, or of logits, and their labels.
+
+        Parameters
+        ----------
+        labels : array_like of int
+            The right class of each row.
+        probabilities, logits : array_like
+            One of them, with the classes along `axis`.
+        axis, n_bins, strategy, pos_label, sample_weight : optional
+            As for `reliability_curve`.
+        name : str, optional
+            What the probabilities are called in the legend.
+        ax : matplotlib Axes, optional
+            Where to draw; by default in a figure of its own.
+
+        Returns
+        -------
+        ReliabilityDisplay
+            With the artists it has drawn.
+
+        Raises
+        ------
+        ImportError
+            Without matplotlib: the extra ``plot`` installs it.
+        IndexError, ValueError, TypeError, numpy.exceptions.AxisError
+            As `reliability_curve`; unless there are either probabilities or logits.
+        """
+        if (probabilities is None) == (logits is None):
+            raise ValueError("expected either probabilities or logits")
+        curve = reliability_curve(
+            softmax(logits, axis) if probabilities is None else probabilities,
+            labels,
+            axis=axis,
+            n_bins=n_bins,
+            strategy=strategy,
+            pos_label=pos_label,
+            sample_weight=sample_weight,
+        )
+        return cls(curve, name=name).plot(ax)
+
+    def plot(self, ax: Any = None) -> Self:
+        """Draw the diagram, and the counts beneath it.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, optional
+            Where to draw; by default in a figure of its own. The counts take a part of it.
+
+        Returns
+        -------
+        ReliabilityDisplay
+            Itself, with the artists it has drawn.
+
+        Raises
+        ------
+        ImportError
+            Without matplotlib: the extra ``plot`` installs it.
+        """
+        pyplot = _extras.load("matplotlib.pyplot", "plot", "ReliabilityDisplay")
+        if ax is None:
+            ax = pyplot.subplots(figsize=(5, 6), layout="constrained")[1]
+        self.ax_, self.counts_ax_, self.figure_ = ax, _beneath(ax), ax.figure
+        mean, accuracy, counts, edges = map(host, self.curve)
+        filled = counts > 0
+        mean, accuracy, counts = mean[filled], accuracy[filled], counts[filled]
+        left, right = edges[:-1][filled], edges[1:][filled]
+        bins = {"x": left, "width": right - left, "align": "edge"}
+
+        ax.plot([0, 1], [0, 1], color="0.5", linestyle="--", linewidth=1, label="calibrated")
+        self.bars_ = ax.bar(
+            height=accuracy, color="C0", alpha=0.6, edgecolor="white", label="accuracy", **bins
+        )
+        self.gaps_ = ax.bar(
+            height=mean - accuracy,
+            bottom=accuracy,
+            color=("C3", 0.2),
+            edgecolor=("C3", 0.6),
+            hatch="////",
+            linewidth=0,
+            label="gap",
+            **bins,
+        )
+        ax.hlines(mean, left, right, color="black", linewidth=1.5, label="mean confidence")
+        title = f"ECE {self.expected_calibration_error:.4f}"
+        ax.legend(title=title if self.name is None else f"{self.name}\n{title}", loc="upper left")
+        ax.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy")
+        ax.tick_params(labelbottom=False)
+
+        self.counts_ = self.counts_ax_.bar(height=counts, color="0.6", edgecolor="white", **bins)
+        if (right - left).min() > 0.03:  # else they would overlap
+            labels = self.counts_ax_.bar_label(self.counts_, fmt="{:.5g}", padding=1)
+            pyplot.setp(labels, fontsize="x-small")
+        self.counts_ax_.margins(y=0.25)
+        self.counts_ax_.set(xlabel="confidence", ylabel="count")
+        return self
+
+
+def _beneath(ax: Any) -> Any:
+    """Axes for the counts beneath `ax`, which makes room for them if it stands in a grid."""
+    spec = ax.get_subplotspec()
+    if spec is None:
+        return ax.inset_axes([0, -0.3, 1, 0.25], sharex=ax)
+    above, below = spec.subgridspec(2, 1, height_ratios=[4, 1], hspace=0.05)
+    ax.set_subplotspec(above)
+    return ax.figure.add_subplot(below, sharex=ax)
+
+
+# ----------------------------------------------------------------------------------- binning
+
+
+def _check_bins(n_bins: int, strategy: str) -> None:
+    if operator.index(n_bins) < 1:
+        raise ValueError(f"n_bins must be at least 1, got {n_bins}")
+    if strategy not in STRATEGIES:
+        raise ValueError(f"strategy must be one of {', '.join(STRATEGIES)}, got {strategy!r}")
+
+
+def _probabilities(probabilities: Any, labels: Any, axis: int, sample_weight: Any) -> Labelled:
+    """Rows that are distributions, with their labels."""
+    data = Labelled("probabilities", probabilities, labels, axis, sample_weight)
+    for block, _, _, part in data.blocks():
+        lowest, total = block.min(axis=-1), block.sum(axis=-1, dtype=np.float64)
+        data.refuse(~(lowest >= 0), lowest, part, "numbers in [0, 1]")
+        data.refuse(abs(total - 1) > _SLACK, total, part, "numbers that add up to 1")
+    return data
+
+
+def _curve(data: Labelled, label: int | None, n_bins: int, strategy: str) -> ReliabilityCurve:
+    """The curve of a class, or of the most probable one of each row."""
+    xp = data.backend.namespace
+    if label is None:
+        confidence, right = data.scores.max(axis=-1), data.scores.argmax(axis=-1) == data.labels
+    else:
+        confidence, right = data.scores[..., label], data.labels == label
+    confidence, right = data.flat(confidence).astype(np.float64), data.flat(right)
+    weight = None if data.weight is None else data.flat(data.weight)
+    edges = xp.linspace(0, 1, n_bins + 1)
+    if strategy == "quantile":
+        edges[1:-1] = _quantiles(xp, confidence, weight, edges[1:-1])
+        edges = xp.unique(edges)
+    bins = xp.searchsorted(edges[1:-1], confidence, side="left")
+
+    def per_bin(values: Array | None) -> Array:
+        return xp.bincount(bins, weights=values, minlength=len(edges) - 1)
+
+    counts = per_bin(weight)
+    with np.errstate(invalid="ignore"):
+        mean, accuracy = (
+            per_bin(each if weight is None else each * weight) / counts
+            for each in (confidence, right)
+        )
+    return ReliabilityCurve(mean, accuracy, counts, edges)
+
+
+def _quantiles(xp: Any, values: Array, weight: Array | None, shares: Array) -> Array:
+    """The lowest of `values` at or below which each share of the weight lies."""
+    order = xp.argsort(values)
+    below = xp.cumsum(xp.ones(len(values)) if weight is None else weight[order])
+    # Less than the rounding of the shares: one that is reached exactly is reached.
+    wanted = shares * below[-1] * (1 - 1e-12)
+    return values[order][xp.searchsorted(below, wanted, side="left")]
+
+
+def _error(curves: list[ReliabilityCurve], norm: str) -> float:
+    """The gaps of all bins of some curves, in one number."""
+    worst = total = 0.0
+    power = 2 if norm == "l2" else 1
+    for curve in curves:
+        filled = curve.counts > 0
+        gaps = abs(curve.accuracy - curve.mean_confidence)[filled]
+        shares = (curve.counts / curve.counts.sum())[filled]
+        worst = max(worst, float(gaps.max()))
+        total += float((shares * gaps**power).sum()) / len(curves)
+    return worst if norm == "max" else float(total ** (1 / power))
