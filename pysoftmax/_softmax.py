@@ -197,11 +197,10 @@ def logsumexp(
         b is None
         and where is None
         and dtype is None
-        and out is None
         and keepdims is False
         and return_sign is False
     ):
-        result = fast_logsumexp(x, axis)
+        result = fast_logsumexp(x, axis, out)
         if result is not None:
             return result
     return _logsumexp(x, axis, b, where, keepdims, return_sign, dtype, out)

@@ -495,21 +495,25 @@ cdef inline bint is_simple(object x) noexcept:
             and not cnp.PyArray_ISBYTESWAPPED(<cnp.ndarray>x))
 
 
+cdef inline bint can_receive(object out, cnp.ndarray x) noexcept:
+    """Whether out is a simple, writable array of the type of x."""
+    return (is_simple(out) and cnp.PyArray_TYPE(<cnp.ndarray>out) == cnp.PyArray_TYPE(x)
+            and cnp.PyArray_CHKFLAGS(<cnp.ndarray>out, cnp.NPY_ARRAY_WRITEABLE))
+
+
+cdef inline bint are_apart(cnp.ndarray a, cnp.ndarray b) noexcept:
+    """Whether contiguous arrays share no memory."""
+    cdef char *start_a = <char *>cnp.PyArray_DATA(a)
+    cdef char *start_b = <char *>cnp.PyArray_DATA(b)
+    return (start_a + cnp.PyArray_NBYTES(a) <= start_b
+            or start_b + cnp.PyArray_NBYTES(b) <= start_a)
+
+
 cdef inline bint can_hold(object out, cnp.ndarray x) noexcept:
-    """Whether out is a simple, writable array like x that is x itself or far from it."""
-    cdef char *a
-    cdef char *b
-    cdef Py_ssize_t size
-    if not is_simple(out):
-        return False
-    if (cnp.PyArray_TYPE(<cnp.ndarray>out) != cnp.PyArray_TYPE(x)
-            or not cnp.PyArray_CHKFLAGS(<cnp.ndarray>out, cnp.NPY_ARRAY_WRITEABLE)
-            or not cnp.PyArray_SAMESHAPE(<cnp.ndarray>out, x)):
-        return False
-    a = <char *>cnp.PyArray_DATA(<cnp.ndarray>out)
-    b = <char *>cnp.PyArray_DATA(x)
-    size = cnp.PyArray_NBYTES(x)
-    return a == b or a + size <= b or b + size <= a
+    """Whether out is a simple, writable array like x, and x itself or apart from it."""
+    return (can_receive(out, x) and cnp.PyArray_SAMESHAPE(<cnp.ndarray>out, x)
+            and (cnp.PyArray_DATA(<cnp.ndarray>out) == cnp.PyArray_DATA(x)
+                 or are_apart(<cnp.ndarray>out, x)))
 
 
 cdef inline bint fill_task(Task *task, cnp.ndarray x, object axis):
@@ -545,14 +549,15 @@ cdef inline bint fill_task(Task *task, cnp.ndarray x, object axis):
 cdef inline object fast_map(Operation op, object x, object axis, object temperature,
                             object where, object dtype, object out):
     cdef Task task
-    cdef double scalar
+    cdef double degrees
     if where is not None or dtype is not None or not is_simple(x):
         return None
     if type(temperature) is not float:
         return None
-    scalar = temperature
-    if scalar != 1 or not fill_task(&task, <cnp.ndarray>x, axis):
+    degrees = temperature
+    if not degrees > 0 or not fill_task(&task, <cnp.ndarray>x, axis):
         return None
+    task.temperature = &degrees
     if out is None:
         out = empty_like(<cnp.ndarray>x)
     elif not can_hold(out, <cnp.ndarray>x):
@@ -573,7 +578,7 @@ def fast_log_softmax(x, axis, temperature, where, dtype, out):
     return fast_map(LOG_SOFTMAX, x, axis, temperature, where, dtype, out)
 
 
-def fast_logsumexp(x, axis):
+def fast_logsumexp(x, axis, out):
     """logsumexp over one axis of a simple array, or None."""
     cdef Task task
     cdef cnp.npy_intp[64] shape
@@ -587,7 +592,14 @@ def fast_logsumexp(x, axis):
     along = axis if axis >= 0 else axis + ndim
     for k in range(ndim - 1):
         shape[k] = cnp.PyArray_DIM(<cnp.ndarray>x, k if k < along else k + 1)
-    result = cnp.PyArray_EMPTY(ndim - 1, shape, cnp.PyArray_TYPE(<cnp.ndarray>x), 0)
+    if out is None:
+        result = cnp.PyArray_EMPTY(ndim - 1, shape, cnp.PyArray_TYPE(<cnp.ndarray>x), 0)
+    elif (can_receive(out, <cnp.ndarray>x) and are_apart(<cnp.ndarray>out, <cnp.ndarray>x)
+          and cnp.PyArray_NDIM(<cnp.ndarray>out) == ndim - 1
+          and cnp.PyArray_CompareLists(cnp.PyArray_DIMS(<cnp.ndarray>out), shape, ndim - 1)):
+        result = out
+    else:
+        return None
     task.row_out = cnp.PyArray_DATA(result)
     run_with_or_without_gil(LOGSUMEXP, &task, cnp.PyArray_ITEMSIZE(<cnp.ndarray>x))
     return result
