@@ -193,13 +193,7 @@ def logsumexp(
     >>> float(value.round(4)), float(sign)
     (1.5413, -1.0)
     """
-    if (
-        b is None
-        and where is None
-        and dtype is None
-        and keepdims is False
-        and return_sign is False
-    ):
+    if b is None and where is None and dtype is None and keepdims is False and return_sign is False:
         result = fast_logsumexp(x, axis, out)
         if result is not None:
             return result
