@@ -31,7 +31,7 @@ cdef inline void map_vectors(int function, const real *x, real *out,
         present = v_first(n - i)
         xv = v_load_first(x + i, present, v_set1(0))
         result = sigmoid_of(xv) if function == 0 else log_sigmoid_of(xv)
-        v_store_first(out + i, present, result)
+        v_store_first(out + i, n - i, result)
 
 
 cdef void sigmoid(const void *x, void *out, Py_ssize_t n) noexcept nogil:
@@ -65,13 +65,13 @@ cdef void binary_cross_entropy(const void *x, const void *y, const void *weight,
                                  weighted(positive, log_sigmoid_of(xv))))
         if weight != NULL:
             lost = v_mul(lost, v_load_first(<const real *>weight + i, present, one))
-        v_store_first(<real *>loss + i, present, lost)
+        v_store_first(<real *>loss + i, n - i, lost)
         if grad != NULL:
             pulled = v_sub(v_mul(negative, sigmoid_of(xv)),
                            v_mul(positive, sigmoid_of(v_sub(zero, xv))))
             if weight != NULL:
                 pulled = v_mul(pulled, v_load_first(<const real *>weight + i, present, one))
-            v_store_first(<real *>grad + i, present, v_mul(pulled, v_set1(<real>scale)))
+            v_store_first(<real *>grad + i, n - i, v_mul(pulled, v_set1(<real>scale)))
 
 
 cdef double sum_of(const void *x, Py_ssize_t n) noexcept nogil:

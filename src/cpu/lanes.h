@@ -59,7 +59,9 @@ INLINE vmask v_first(Py_ssize_t count) {
     return (vmask)(count >= VLEN ? -1 : (1 << count) - 1);
 }
 INLINE vec v_load_first(const real *p, vmask m, vec other) { return X(mask_loadu)(other, m, p); }
-INLINE void v_store_first(real *p, vmask m, vec a) { X(mask_storeu)(p, m, a); }
+INLINE void v_store_first(real *p, Py_ssize_t count, vec a) {
+    X(mask_storeu)(p, v_first(count), a);
+}
 
 INLINE vec v_add(vec a, vec b) { return X(add)(a, b); }
 INLINE vec v_sub(vec a, vec b) { return X(sub)(a, b); }
@@ -144,9 +146,40 @@ INLINE vec v_load_first(const real *p, vmask m, vec other) {
     vec loaded = EACH(X(maskload)(p, CAST_TO_INT(m.a)), X(maskload)(p + HALF, CAST_TO_INT(m.b)));
     return v_where(m, loaded, other);
 }
-INLINE void v_store_first(real *p, vmask m, vec v) {
-    X(maskstore)(p, CAST_TO_INT(m.a), v.a);
-    X(maskstore)(p + HALF, CAST_TO_INT(m.b), v.b);
+/* Not by maskstore, which takes AMD's processors some forty operations. */
+INLINE void store_some(real *p, Py_ssize_t count, half v) {
+#if PYSOFTMAX_DOUBLE
+    __m128d rest = _mm256_castpd256_pd128(v);
+    if (count & 2) {
+        _mm_storeu_pd(p, rest);
+        p += 2;
+        rest = _mm256_extractf128_pd(v, 1);
+    }
+    if (count & 1) _mm_store_sd(p, rest);
+#else
+    __m128 rest = _mm256_castps256_ps128(v);
+    if (count & 4) {
+        _mm_storeu_ps(p, rest);
+        p += 4;
+        rest = _mm256_extractf128_ps(v, 1);
+    }
+    if (count & 2) {
+        _mm_storel_pi((__m64 *)p, rest);
+        p += 2;
+        rest = _mm_movehl_ps(rest, rest);
+    }
+    if (count & 1) _mm_store_ss(p, rest);
+#endif
+}
+INLINE void v_store_first(real *p, Py_ssize_t count, vec v) {
+    if (count >= VLEN) {
+        v_store(p, v);
+    } else if (count >= HALF) {
+        X(storeu)(p, v.a);
+        store_some(p + HALF, count - HALF, v.b);
+    } else {
+        store_some(p, count, v.a);
+    }
 }
 
 INLINE vec v_add(vec x, vec y) { return EACH(X(add)(x.a, y.a), X(add)(x.b, y.b)); }
@@ -221,10 +254,8 @@ INLINE vec v_load_first(const real *p, vmask m, vec other) {
     memcpy(&other, p, count * sizeof(real));
     return other;
 }
-INLINE void v_store_first(real *p, vmask m, vec v) {
-    int count = 0;
-    while (count < VLEN && m[count]) count++;
-    memcpy(p, &v, count * sizeof(real));
+INLINE void v_store_first(real *p, Py_ssize_t count, vec v) {
+    memcpy(p, &v, (count < VLEN ? count : VLEN) * sizeof(real));
 }
 
 INLINE vec v_add(vec x, vec y) { return x + y; }

@@ -12,7 +12,7 @@ cdef extern from "lanes.h" nogil:
     void v_store(real *p, vec a)
     vmask v_first(Py_ssize_t count)
     vec v_load_first(const real *p, vmask present, vec other)
-    void v_store_first(real *p, vmask present, vec a)
+    void v_store_first(real *p, Py_ssize_t count, vec a)
     vec v_add(vec a, vec b)
     vec v_sub(vec a, vec b)
     vec v_mul(vec a, vec b)

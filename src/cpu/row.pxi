@@ -240,7 +240,7 @@ cdef inline void sum_lanes(int kind, bint general, bint dense, bint easy, int ve
                 if roomy:
                     v_store(e + i + v * VLEN, ev)
                 else:
-                    v_store_first(e + i + v * VLEN, present, ev)
+                    v_store_first(e + i + v * VLEN, left, ev)
     if kind == EXP_STORED or kind == EXP_SUMMED:
         for v in range(used):
             sums.rest[v] = v_sub(sums.rest[v], v_set1(SPLITTER))
@@ -531,7 +531,7 @@ cdef inline void write_columns(int op, bint general, bint dense, bint rescaled, 
         xv = v_load(x + whole) if roomy else v_load_first(x + whole, present, zero)
         if dense or is_product(op):
             yv = v_load_first(y + whole, present, zero)
-        v_store_first(out + whole, present,
+        v_store_first(out + whole, n - whole,
                       last_value(op, general, dense, rescaled, xv, yv, last))
 
 
@@ -1038,14 +1038,20 @@ cdef inline Py_ssize_t sum_few(int op, const Rows *rows, Py_ssize_t n, Py_ssize_
     return first_bit(outside) if outside != 0 else count
 
 
-cdef inline void write_few(const Rows *rows, Py_ssize_t n, Py_ssize_t start, Py_ssize_t count,
-                           real *e, const Batch *batch) noexcept nogil:
-    """Scale the exponentials and put them back into rows."""
-    cdef vec high = v_load(batch.high), low = v_load(batch.low_factor)
+cdef inline void write_few(int op, const Rows *rows, Py_ssize_t n, Py_ssize_t start,
+                           Py_ssize_t count, real *e, const Batch *batch) noexcept nogil:
+    """The last sweep of what sum_few has left column by column, and back into rows."""
+    cdef const real *columns = e + FEW_COLUMNS * VLEN if op == LOG_SOFTMAX else e
+    cdef vec zero = v_set1(0)
+    cdef Last last
     cdef real *out
     cdef Py_ssize_t c, k
+    last.high = v_load(batch.high)
+    last.low = v_load(batch.low_factor)
+    last.m = v_load(batch.max)
     for c in range(n):
-        v_store(e + c * VLEN, v_multiply(v_load(e + c * VLEN), high, low))
+        v_store(e + c * VLEN, last_value(op, False, False, False, v_load(columns + c * VLEN),
+                                         zero, &last))
     for k in range(count):
         out = out_of(rows, start + k)
         for c in range(n):
@@ -1121,10 +1127,14 @@ cdef inline void write_batch(int op, bint general, int vectors, const Rows *rows
                 numerator[k] = task.gradient_scale / view.temperature * spike_weight(task, row)
         take_factors(vectors == LONGER, numerator, count, batch)
         if vectors == FEW:
-            write_few(rows, task.n, start, count, e, batch)
+            write_few(SOFTMAX, rows, task.n, start, count, e, batch)
     if needs_log(op):
         take_logs(vectors == LONGER, count, batch)
-    if op == SOFTMAX and vectors == FEW:
+    if op == LOG_SOFTMAX and vectors == FEW:
+        for k in range(count):
+            batch.high[k] = <real>batch.log_s[k]
+        write_few(LOG_SOFTMAX, rows, task.n, start, count, e, batch)
+    if (op == SOFTMAX or op == LOG_SOFTMAX) and vectors == FEW:
         return
     for k in range(count):
         row = rows.first + start + k
@@ -1140,8 +1150,8 @@ cdef inline void write_batch(int op, bint general, int vectors, const Rows *rows
         elif op == LOG_SOFTMAX:
             last.m = v_set1(batch.max[k])
             last.high = v_set1(<real>batch.log_s[k])
-            write_columns(op, general, False, False, 1 if vectors == FEW else vectors,
-                          x_of(rows, start + k), NULL, False, out, task.n, &last)
+            write_columns(op, general, False, False, vectors, x_of(rows, start + k), NULL, False,
+                          out, task.n, &last)
         elif is_product(op):
             last.m = v_set1(<real>batch.rest[k])
             write_columns(op, general, False, False, vectors, x_of(rows, start + k),

@@ -18,7 +18,8 @@ cdef struct Panel:
     char *out
     Py_ssize_t n, x_step, y_step, out_step
     int vectors  # with rows in them
-    vmask last   # which lanes of the last of them are rows
+    Py_ssize_t last_count  # rows in the last of them
+    vmask last             # its lanes that are
 
 cdef struct PanelScratch:
     real *packed       # a block of columns for each vector
@@ -37,7 +38,7 @@ cdef inline void panel_store(char *p, const Panel *panel, int v, vec value) noex
     if v < panel.vectors - 1:
         v_store(target, value)
     else:
-        v_store_first(target, panel.last, value)
+        v_store_first(target, panel.last_count, value)
 
 
 cdef void pack(const Panel *panel, Py_ssize_t begin, Py_ssize_t end, real *packed,
@@ -343,7 +344,8 @@ cdef inline int run_panels(int op, const Task *task, Py_ssize_t begin,
         row = outer * task.inner + inner
         rest = 0  # rows at the end that are left to row.pxi
         panel.vectors = <int>((count + VLEN - 1) // VLEN)
-        panel.last = v_first(count - (panel.vectors - 1) * VLEN)
+        panel.last_count = count - (panel.vectors - 1) * VLEN
+        panel.last = v_first(panel.last_count)
         panel.x = at(&task.x, outer, inner)
         panel.out = NULL
         if op != LOGSUMEXP:
