@@ -1,8 +1,11 @@
 # make run      build and show the demonstration
 # make test     build and run the tests
-# make bench    run the benchmarks once, on this commit
+# make bench    run every benchmark once, on what is checked out
 # make lint     ruff, mypy, and the stub against the compiled module
 # make clean    remove what was built, and the virtual environment
+#
+# make dashboard              publish the benchmarks' history as a static site
+# make record MACHINE=name    measure this commit for that history; COMMITS=range for others
 #
 # Everything is installed into a virtual environment, .venv, with the package editable: edits
 # of Python files count at once, edits of the kernels after the next make. Another interpreter:
@@ -19,7 +22,7 @@ pip := $(bin)/python -m pip install --quiet --disable-pip-version-check
 made := $(VENV)/.made-with-$(subst /,_,$(PYTHON))
 sources := pyproject.toml setup.py $(wildcard src/cpu/*)
 
-.PHONY: run test bench lint clean
+.PHONY: run test bench dashboard record lint clean
 .DELETE_ON_ERROR:
 
 run: $(VENV)/.installed
@@ -31,6 +34,12 @@ test: $(VENV)/.installed-test
 bench: $(VENV)/.installed-dev
 	cd asv_bench && { test -e ~/.asv-machine.json || $(asv) machine --yes >/dev/null; }
 	cd asv_bench && $(asv) run --quick --show-stderr --python=same
+
+dashboard: $(VENV)/.installed-asv
+	$(bin)/python asv_bench/publish.py
+
+record: $(VENV)/.installed-asv
+	$(bin)/python asv_bench/record.py $(MACHINE) $(COMMITS)
 
 lint: $(VENV)/.installed-dev
 	$(bin)/ruff check .
@@ -52,7 +61,12 @@ $(VENV)/.installed-%: $(VENV)/.installed
 	$(pip) 'pysoftmax[$*]'
 	@touch $@
 
+# asv builds what it measures, and publishes without: neither waits for a build here.
+$(VENV)/.installed-asv: $(made)
+	$(pip) 'asv>=0.6.4'
+	@touch $@
+
 clean:
 	rm -rf $(VENV) build dist *.egg-info pysoftmax/backends/*.so
-	rm -rf asv_bench/env asv_bench/html .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf asv_bench/env asv_bench/html asv_bench/vendor .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find pysoftmax tests asv_bench tools -name __pycache__ -type d -prune -exec rm -rf {} +
