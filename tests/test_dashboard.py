@@ -1,4 +1,4 @@
-"""The published dashboard in headless Chromium: ``pytest -m dashboard``, after `make dashboard`.
+"""The published dashboard in headless Chromium: ``pytest -m dashboard``.
 
 Needs the extra dev, and Chromium with its driver.
 """
