@@ -1,10 +1,13 @@
 # make run      build and show the demonstration
 # make test     build and run the tests
-# make bench    run the benchmarks once, on this commit
+# make bench    run every benchmark once, on what is checked out
 # make results  measure again what the documents show; half an hour
 # make pictures draw the pictures and fill in the tables of the documents from the results
 # make lint     ruff, mypy, and the stub against the compiled module
 # make clean    remove what was built, and the virtual environment
+#
+# make dashboard              publish the benchmarks' history as a static site
+# make record MACHINE=name    measure this commit for that history; COMMITS=range for others
 #
 # Everything is installed into a virtual environment, .venv, with the package editable: edits
 # of Python files count at once, edits of the kernels after the next make. Another interpreter:
@@ -21,7 +24,7 @@ pip := $(bin)/python -m pip install --quiet --disable-pip-version-check
 made := $(VENV)/.made-with-$(subst /,_,$(PYTHON))
 sources := pyproject.toml setup.py $(wildcard src/cpu/*)
 
-.PHONY: run test bench results pictures lint clean
+.PHONY: run test bench dashboard record results pictures lint clean
 .DELETE_ON_ERROR:
 
 run: $(VENV)/.installed
@@ -33,6 +36,12 @@ test: $(VENV)/.installed-test
 bench: $(VENV)/.installed-dev
 	cd asv_bench && { test -e ~/.asv-machine.json || $(asv) machine --yes >/dev/null; }
 	cd asv_bench && $(asv) run --quick --show-stderr --python=same
+
+dashboard: $(VENV)/.installed-asv
+	$(bin)/python asv_bench/publish.py
+
+record: $(VENV)/.installed-asv
+	$(bin)/python asv_bench/record.py $(MACHINE) $(COMMITS)
 
 results: $(VENV)/.installed-bench $(VENV)/.installed-peers $(VENV)/.installed-test
 	$(bin)/python -m pysoftmax bench --json docs/results/speed.json
@@ -62,7 +71,12 @@ $(VENV)/.installed-%: $(VENV)/.installed
 	$(pip) 'pysoftmax[$*]'
 	@touch $@
 
+# asv builds what it measures, and publishes without: neither waits for a build here.
+$(VENV)/.installed-asv: $(made)
+	$(pip) 'asv>=0.6.4'
+	@touch $@
+
 clean:
 	rm -rf $(VENV) build dist *.egg-info pysoftmax/backends/*.so
-	rm -rf asv_bench/env asv_bench/html .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf asv_bench/env asv_bench/html asv_bench/vendor .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find pysoftmax tests asv_bench tools -name __pycache__ -type d -prune -exec rm -rf {} +

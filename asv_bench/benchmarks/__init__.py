@@ -1,9 +1,12 @@
-"""Benchmarks of the public functions: a file for each area, and the functions as parameters.
+"""Benchmarks of the public functions: a file for each measure, in it one for each function.
 
-Time is tracked as it is and, because that depends on the machine and its mood, also as the
-ratio to a peer's time in the same process. Errors are tracked in units in the last place, and
-memory in bytes.
+Whatever is tracked is better when smaller, which is what asv takes it for: ratios are our time over
+another's. They are measured in turn within one process, so that a busy machine disturbs them less
+than times.
 
 The suite runs against old commits too. What a commit lacks is skipped: ``setup`` raises
 NotImplementedError.
+
+``version`` keeps the results of a benchmark whose text changes. Raise it when what is measured
+changes: asv then forgets the older results.
 """

@@ -1,7 +1,7 @@
-"""What the benchmarks share: array libraries, inputs, and the two measures that are tracked."""
+"""What the benchmarks share: array libraries, inputs, and how calls are timed."""
 
 import functools
-import importlib
+import itertools
 import os
 import statistics
 import time
@@ -26,8 +26,6 @@ LIBRARIES = {"numpy": _numpy}
 
 BACKENDS = list(LIBRARIES)
 DTYPES = ["float32", "float64"]
-SHAPES = [(1, 10), (10_000, 10), (1000, 1000), (1, 2_000_000)]
-AXES = [-1, 0]
 
 
 def public(name):
@@ -48,60 +46,59 @@ def normal(shape, dtype, seed=0):
     return np.random.default_rng(seed).normal(0, 3, shape).astype(dtype)
 
 
-def call_of(function, backend, inputs, dtype, shape, axis=-1):
-    """A call without arguments: `function` of `inputs(x, axis)`, arrays of `backend`."""
-    if shape[axis] == 1:
-        raise NotImplementedError("rows of one element")
+@functools.lru_cache(maxsize=1)  # asv sets a benchmark up for every sample that it takes
+def call_of(function, backend, dtype, shape, axis=-1):
+    """A call without arguments of a `functions.Function`, with arrays of `backend`."""
     library = LIBRARIES[backend]()
-    arguments = [
-        library.asarray(a) if isinstance(a, np.ndarray) else a
-        for a in inputs(normal(shape, dtype), axis)
-    ]
-    call = functools.partial(public(function), *arguments)
-    call()
+    arrays = [library.asarray(a) for a in function.arrays(normal(shape, dtype), axis)]
+    options = {"axis": axis} if function.rowwise else {}
+    call = functools.partial(public(function.name), *arrays, **options)
     if library.synchronize is None:
         return call
     return lambda: (call(), library.synchronize())
 
 
-def peer(name, formulas, scipy_names, function):
-    """The same function by a NumPy formula or from scipy.special."""
-    if name == "numpy":
-        return formulas[function]
-    try:
-        return getattr(importlib.import_module("scipy.special"), scipy_names[function])
-    except (ImportError, AttributeError, KeyError):
-        raise NotImplementedError(f"no {function} in scipy.special") from None
+# --- time ---------------------------------------------------------------------------------------
 
 
-def ratio(ours, theirs, rounds=9, seconds=0.004):
-    """Median time of `ours` over that of `theirs`, timed in turn: noise strikes both."""
-    calls = {}
-    for f in (ours, theirs):
-        f()
-        calls[f] = 1 + int(seconds / _timed(f, 1))
-    times = [(_timed(ours, calls[ours]), _timed(theirs, calls[theirs])) for _ in range(rounds)]
-    return statistics.median(t[0] for t in times) / statistics.median(t[1] for t in times)
-
-
-def _timed(function, calls):
+def seconds(call, calls):
+    """What a call takes, on the average of so many."""
     start = time.perf_counter()
-    for _ in range(calls):
-        function()
+    for _ in itertools.repeat(None, calls):
+        call()
     return (time.perf_counter() - start) / calls
 
 
-def wide(x):
-    """`x` in extended precision, where there is one."""
-    if np.finfo(np.longdouble).nmant < 63:
-        raise NotImplementedError("np.longdouble is float64 here")
-    return np.asarray(x).astype(np.longdouble)
+def calls_in(duration, call):
+    """How many calls take that many seconds."""
+    calls = 1
+    while seconds(call, calls) * calls < duration:
+        calls *= 2
+    return calls
 
 
-def worst_ulp(actual, exact, scale=None):
-    """The largest error, in units in the last place of the result at `scale`."""
-    info = np.finfo(actual.dtype)
-    exponent = np.frexp(abs(exact if scale is None else scale))[1]
-    lowest = info.minexp - info.nmant
-    unit = np.ldexp(np.longdouble(1), np.maximum(exponent - info.nmant - 1, lowest))
-    return float((abs(wide(actual) - exact) / unit).max())
+def ratio(ours, theirs, rounds=9, duration=0.004):
+    """Median time of `ours` over that of `theirs`, timed in turn: noise strikes both."""
+    n, m = calls_in(duration, ours), calls_in(duration, theirs)
+    times = [(seconds(ours, n), seconds(theirs, m)) for _ in range(rounds)]
+    return statistics.median(t[0] for t in times) / statistics.median(t[1] for t in times)
+
+
+class _Timed:
+    """Base of time benchmarks; their ``setup`` calls `prepare`.
+
+    asv calls ``setup`` before every call that it times, and so never times more than one. Here a
+    sample is many calls, and the clock runs slower by as much.
+    """
+
+    version = "1"
+
+    def prepare(self, call):
+        self.call = call
+        self.calls = calls = calls_in(0.002, call)
+        self.timer = lambda: time.perf_counter() / calls
+
+    def time_call(self, *_):
+        call = self.call
+        for _ in itertools.repeat(None, self.calls):
+            call()

@@ -1,46 +1,40 @@
-"""Memory beyond the input and the result."""
+"""Memory: of the process at its peak, and that a call takes beside its arguments."""
 
 import tracemalloc
 
 import numpy as np
 
-from . import common, losses, softmax
+from . import common
+from .functions import FUNCTIONS, one_each
 
 SHAPE = (2048, 2048)
-OUT = {
-    "softmax": "out",
-    "log_softmax": "out",
-    "softmax_vjp": "out",
-    "log_softmax_vjp": "out",
-    "sigmoid": "out",
-    "log_sigmoid": "out",
-    "cross_entropy_with_grad": "grad_out",
-    "binary_cross_entropy_with_logits_with_grad": "grad_out",
-}
-INPUTS = {**losses.INPUTS, **softmax.INPUTS}
 
 
-class Memory:
-    """Functions that write into an array of the caller's."""
+class _Memory:
+    """Results go into an array of the caller's, where a function takes one."""
 
-    params = [list(OUT), common.DTYPES]
-    param_names = ["function", "dtype"]
-    unit = "bytes an element"
+    param_names = ["dtype"]
+    version = "1"
 
-    def setup(self, function, dtype):
-        self.function = common.public(function)
-        x = common.normal(SHAPE, dtype)
-        self.arguments = INPUTS.get(function, lambda x, axis: (x,))(x, -1)
-        self.options = {OUT[function]: np.empty_like(x)}
+    def setup(self, dtype):
+        self.call = common.public(self.function.name)
+        x = np.ones(SHAPE, dtype)  # made without a copy, which could be the peak
+        self.arrays = self.function.arrays(x, -1)
+        self.options = {self.function.out: np.empty_like(x)} if self.function.out else {}
 
     def peakmem_call(self, *_):
-        self.function(*self.arguments, **self.options)
+        self.call(*self.arrays, **self.options)
 
-    def track_extra_memory(self, *_):
-        """Bytes that Python and NumPy allocate during the call, per element."""
+    def track_extra(self, *_):
+        """Bytes that Python and NumPy allocate during the call."""
         tracemalloc.start()
         before = tracemalloc.get_traced_memory()[0]
-        self.function(*self.arguments, **self.options)
+        self.call(*self.arrays, **self.options)
         peak = tracemalloc.get_traced_memory()[1] - before
         tracemalloc.stop()
-        return peak / (SHAPE[0] * SHAPE[1])
+        return peak
+
+    track_extra.unit = "bytes"
+
+
+globals().update(one_each(_Memory, {name: [common.DTYPES] for name in FUNCTIONS}))

@@ -1,15 +1,12 @@
 """What a call and an import cost before anything is computed."""
 
+import functools
+
 import numpy as np
 
-from . import common, losses, softmax
-
-INPUTS = {
-    **softmax.INPUTS,
-    **{name: losses.INPUTS[name] for name in losses.FORMULAS},
-    "sigmoid": lambda x, axis: (x,),
-    "log_sigmoid": lambda x, axis: (x,),
-}
+from . import common
+from .common import _Timed
+from .functions import FUNCTIONS
 
 _X = common.normal((1, 10), "float32")
 OPTIONS = {
@@ -30,29 +27,25 @@ def timeraw_import():
     return "import pysoftmax", "import numpy"
 
 
-class Call:
+timeraw_import.version = "1"
+
+
+class Call(_Timed):
     """One row of ten logits."""
 
-    params = [list(INPUTS)]
+    params = [list(FUNCTIONS)]
     param_names = ["function"]
 
     def setup(self, function):
-        self.call = common.call_of(function, "numpy", INPUTS[function], "float32", (1, 10))
-
-    def time_call(self, _):
-        self.call()
+        self.prepare(common.call_of(FUNCTIONS[function], "numpy", "float32", (1, 10)))
 
 
-class Options:
+class Options(_Timed):
     """softmax of one row of ten logits, off the plain path."""
 
     params = [list(OPTIONS)]
     param_names = ["option"]
 
     def setup(self, option):
-        self.function = common.public("softmax")
-        self.x, self.options = OPTIONS[option]
-        self.time_softmax(option)
-
-    def time_softmax(self, _):
-        self.function(self.x, **self.options)
+        x, options = OPTIONS[option]
+        self.prepare(functools.partial(common.public("softmax"), x, **options))
