@@ -185,12 +185,13 @@ for name in ps.__all__:
     if callable(getattr(ps, name)):
         setattr(ps, name, counted(getattr(ps, name)))
 
-from benchmarks import times
+from benchmarks import classifiers, times
 
+runs = [(getattr(times, name)(), ()) for name in times.FUNCTIONS]
+runs += [(classifiers.Time(), (name,)) for name in classifiers.FUNCTIONS]
 timed = set()
-for name in times.FUNCTIONS:
-    benchmark = getattr(times, name)()
-    parameters = [values[0] for values in benchmark.params]
+for benchmark, first in runs:
+    parameters = [*first, *(values[0] for values in benchmark.params[len(first):])]
     benchmark.setup(*parameters)
     called.clear()
     benchmark.time_call(*parameters)
@@ -202,9 +203,9 @@ print(json.dumps(sorted(timed)))
 def test_every_public_function_has_a_benchmark():
     timed = json.loads(python("-c", TIMED, PYTHONPATH=str(ROOT / "asv_bench")))
     nothing_to_do(
-        f"{name}: add it to FUNCTIONS in asv_bench/benchmarks/functions.py"
+        f"{name}: add it to FUNCTIONS in asv_bench/benchmarks/functions.py or classifiers.py"
         for name in public_functions()
-        if name not in AROUND and name not in timed
+        if name not in AROUND and name not in timed and not inspect.isclass(getattr(ps, name))
     )
 
 
