@@ -32,7 +32,7 @@ PASS, WARN, FAIL, NOT_CHECKED = STATUSES = ("pass", "warn", "fail", "not checked
 # The loss that belongs to an activation.
 LOSSES = {"softmax": "cross_entropy", "sigmoid": "binary_cross_entropy"}
 
-_ROUNDED = "computed in a narrower dtype than it is stored in: harmless, but look whether it is so"
+_ROUNDED = "as if computed in float32 and stored in float64: see whether that is what was meant"
 
 
 @dataclass(frozen=True)
@@ -253,7 +253,7 @@ def check_pairing(
     >>> p = softmax([[2.0, 1.0, 0.0], [0.0, 5.0, 1.0]])
     >>> print(check_pairing("softmax", "cross-entropy", n_classes=3, logits=p))
     check                    result       measured
-    ----------------------------------------------------------------------
+    ---------------------------------------------------------------------
     loss matches activation  pass         softmax with cross_entropy
     outputs match classes    pass         3 outputs, 3 classes
     logits are raw           fail         all in [0, 1], rows add up to 1
@@ -405,8 +405,10 @@ class _Outputs:
         array = self._array("labels", labels)
         if array.dtype.kind not in "biuf" or (array.shape != shape and array.dtype.kind == "f"):
             raise TypeError(f"labels must be integers, got {array.dtype.name}")
-        if array.shape == shape:
-            return self._by_rows(array)
+        self.labels_by_class = array.shape == shape
+        # The labels of a single output say whether that is right.
+        if self.labels_by_class or (self.n_outputs == 1 and array.shape == self.outer):
+            return self._by_rows(array.reshape(shape))
         if array.shape == self.outer:
             return array.reshape(self.rows)
         raise ValueError(
@@ -443,9 +445,9 @@ class _Outputs:
             index: list[Any] = [int(i) for i in np.unravel_index(row, shape)]
             index[len(part) - 1] += start
             index = index if self.outer else []
-            if name != "labels" or self.one_per_class:
+            if name != "labels" or self.labels_by_class:
                 index.insert(self.axis, ":" if column is None else column)
-            return f"{name}[{', '.join(map(str, index or [0]))}]"
+            return f"{name}[{', '.join(map(str, index))}]" if index else name
 
         return place
 
@@ -497,20 +499,21 @@ class _Survey:
         self.activation = activation
         self.given = temperature
         self.temperature = check.check_temperature(
-            1.0 if temperature is None else temperature, data.outer, activation == "sigmoid"
+            1.0 if temperature is None else temperature, data.outer
         )
+        if activation == "sigmoid" and not np.all(self.temperature):
+            raise ValueError("temperature must be > 0 for sigmoid, got 0")
         if not isinstance(self.temperature, float):
             self.temperature = self.temperature.reshape(data.rows)
-        dtypes = data.dtypes.values()
-        # What both are rounded to at least.
-        self.tolerance = max(rounding(dtype, data.n_outputs) for dtype in dtypes)
-        self.wider = max(self.tolerance, rounding(np.dtype(np.float32), data.n_outputs))
-        limits = self.tolerance, self.wider
+        single = rounding(np.dtype(np.float32), data.n_outputs)
+        bounds = {name: rounding(dtype, data.n_outputs) for name, dtype in data.dtypes.items()}
+        self.wider = max(single, *bounds.values())
         self.source = "probabilities" if "probabilities" in data.arrays else "logits"
         self.finite = {name: _Watch(name, 0) for name in data.arrays}
         self.range = _Watch(self.source, 0)
-        self.sums = _Watch(self.source, *limits)
-        self.match = _Watch("probabilities", *limits)
+        own = bounds[self.source]
+        self.sums = _Watch(self.source, own, max(single, own))
+        self.match = _Watch("probabilities", max(bounds.values()), self.wider)
         self.extremes = _Watch("probabilities", self.wider)
         self.n_extreme = 0
         self.largest_logit = 0.0
@@ -518,7 +521,6 @@ class _Survey:
         self.unit = self.distributions = self.twice = True
         self.labels = _Watch("labels", 0)
         self.right = _Watch("labels", 0)
-        self.single = True
         self.counts = np.zeros(data.n_outputs)
         self.own = np.zeros(data.n_outputs)
         self.losses = np.zeros(2)
@@ -579,7 +581,7 @@ class _Survey:
             slack = xp.where(
                 xp.asarray(temperature) == 1, 0, float(info.eps) * scaled / temperature / 4
             )
-        difference = abs(p - computed) - xp.nan_to_num(slack, nan=0.0)[:, None]
+        difference = abs(p - computed) - xp.nan_to_num(slack, nan=0.0, posinf=0.0)[:, None]
         difference = xp.where(xp.isnan(computed), 0, difference)
         self.match.see(difference, block)
         if self.match.counts[1] and self.instead is None:
@@ -626,10 +628,11 @@ class _Survey:
     def _see_labels(self, p: Array, x: Array | None, block: _Block) -> None:
         xp, labels = self.data.backend.namespace, block.labels
         if self.data.one_per_class:
-            self.labels.see((labels != 0) & (labels != 1), block)
+            wrong = (labels != 0) & (labels != 1)
+            self.labels.see(wrong, block)
             right = labels.sum(axis=-1)
             self.right.see(abs(right - 1.0), block)
-            good, labels = right == 1, labels.argmax(axis=-1)
+            good, labels = (right == 1) & ~wrong.any(axis=-1), labels.argmax(axis=-1)
         else:
             good = (labels >= 0) & (labels < self.data.n_outputs)
             self.labels.see(~good, block)
@@ -715,7 +718,7 @@ class _Survey:
 
     def _graded(self, title: str, watch: _Watch, what: str, advice: str) -> Check:
         """Pass within the dtype's rounding, warn within that of float32."""
-        measured = f"largest {what} {max(watch.largest, 0):.3g}, tolerance {self.tolerance:.3g}"
+        measured = f"largest {what} {watch.largest:.3g}, tolerance {watch.limits[0]:.3g}"
         if watch.counts[1]:
             return Check(title, FAIL, measured, watch.first[1], advice)
         if watch.counts[0]:
@@ -770,9 +773,12 @@ class _Survey:
             return Check(title, NOT_CHECKED, f"recorded, {at}; not tested", None, advice)
         here, at_one = (self.losses / self.n_losses).tolist()
         measured = f"{at}, log-loss {here:.4g}; {at_one:.4g} at 1"
-        if here <= at_one:
+        if here <= at_one and here < np.inf:
             return Check(title, PASS, measured)
-        advice = "the labels are less likely than without it: fit it anew with fit_temperature"
+        advice = (
+            "it makes the labels less likely, or one of them impossible: fit it to held-out data "
+            "with fit_temperature"
+        )
         return Check(title, WARN, measured, None, advice)
 
     def _labels(self) -> Check:

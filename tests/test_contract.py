@@ -254,7 +254,7 @@ import sys
 import pysoftmax
 lazy = {f"pysoftmax.{name}" for name in pysoftmax._lazy.MODULES}
 print(sorted(lazy & set(sys.modules)))
-from pysoftmax import fit_temperature, reliability
+from pysoftmax import fit_temperature, reliability, testing
 print(fit_temperature is pysoftmax.calibration.fit_temperature, reliability.__name__)
 print(sorted(lazy - set(sys.modules)), hasattr(pysoftmax, "fit_temperatures"))
 """
