@@ -27,7 +27,7 @@ from pysoftmax.reliability import SLACK
 
 __all__ = ["Check", "Report", "check_pairing", "validate"]
 
-PASS, WARN, FAIL, NOT_CHECKED = STATUSES = ("pass", "warn", "fail", "not checked")
+PASS, WARN, FAIL, NOT_CHECKED = ("pass", "warn", "fail", "not checked")
 
 # The loss that belongs to an activation.
 LOSSES = {"softmax": "cross_entropy", "sigmoid": "binary_cross_entropy"}
