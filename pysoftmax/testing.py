@@ -242,7 +242,7 @@ class _Case:
         What the rows are arranged in.
     axis : int
         Where the classes then go.
-    allowed : list of ndarray
+    allowed : tuple of ndarray
         Results that are right; by default the exact ones.
     """
 
@@ -402,8 +402,7 @@ class _Trial:
         wrong = [
             other
             for other in others
-            if values.size > 1
-            and (other is None or values.shape[other] > 1)
+            if (other is None or values.shape[other] > 1)
             and (abs(values.sum(axis=other) - 1) <= tolerance).all()
         ]
         right = (abs(p.sum(axis=-1) - 1) <= tolerance).all()

@@ -574,14 +574,9 @@ class _Survey:
         xp = self.data.backend.namespace
         info = finfo(self.data.dtypes["logits"])
         finite = xp.where(xp.isfinite(x), x, 0)
-        scaled = abs(finite).max(axis=-1)
-        self.largest_logit = max(self.largest_logit, float(scaled.max()))
-        # Logits are rounded once more where they are divided before the softmax.
-        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            slack = xp.where(
-                xp.asarray(temperature) == 1, 0, float(info.eps) * scaled / temperature / 4
-            )
-        difference = abs(p - computed) - xp.nan_to_num(slack, nan=0.0, posinf=0.0)[:, None]
+        magnitude = abs(finite).max(axis=-1)
+        self.largest_logit = max(self.largest_logit, float(magnitude.max()))
+        difference = abs(p - computed) - self._slack(computed, magnitude, temperature)
         difference = xp.where(xp.isnan(computed), 0, difference)
         self.match.see(difference, block)
         if self.match.counts[1] and self.instead is None:
@@ -592,6 +587,24 @@ class _Survey:
         extreme &= top > -np.inf
         self.n_extreme += int(extreme.sum())
         self.extremes.see(xp.where(extreme[:, None], difference, 0), block)
+
+    def _slack(self, computed: Array, magnitude: Array, temperature: Any) -> Any:
+        """How far off probabilities may be because logits were divided before the softmax.
+
+        Each of x / T is then rounded by u |x / T| at most, and two of them move apart by s, twice
+        that: the odds of a class change by a factor of exp(s).
+        """
+        if isinstance(temperature, float) and temperature in (0, 1):
+            return 0.0
+        xp = self.data.backend.namespace
+        temperature = xp.asarray(temperature)
+        divided = (temperature != 0) & (temperature != 1)
+        unit = float(finfo(self.data.dtypes["logits"]).eps) / 2
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            s = xp.where(divided, 2 * unit * magnitude / temperature, 0)
+        growth = xp.expm1(xp.minimum(s, 700))[:, None]
+        least = xp.minimum(computed, 1 - computed)
+        return least * (1 - least) * growth / (1 + least * growth)
 
     def _what_else(self, p: Array, x: Array, computed: Array, temperature: Any) -> str:
         """What the probabilities are, if not those of the logits; '' if that is not known."""

@@ -28,8 +28,8 @@ def stable(x, axis=-1):
 # --- what is sound passes -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("axis", [-1, 0, 1, -2, 2, -4])
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("axis", [-1, 0, 2, -4])
 def test_ours_passes(seed, axis):
     report = check_softmax(ps.softmax, dtypes=ALL, axis=axis, rng=seed)
     assert {check.status for check in report.checks} == {"pass"}
@@ -40,7 +40,7 @@ def test_ours_passes_in_bfloat16():
     assert check_softmax(ps.softmax, dtypes="bfloat16").passed
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("axis", [-1, 0, 2])
 @pytest.mark.parametrize("function", [scipy.special.softmax, stable], ids=["SciPy", "textbook"])
 def test_others_pass_in_what_they_are_made_for(function, axis, seed):

@@ -112,6 +112,27 @@ def test_the_temperature_is_taken_into_account(temperature, shift):
     assert ps.validate(p, logits)[MATCH].status == "fail"
 
 
+@pytest.mark.parametrize("temperature", [0, 1e-300, 1e-7, INF])
+def test_a_limit_of_the_temperature_that_was_not_applied_is_found(temperature):
+    logits = normal((2, 5), "float32")
+    for each in (temperature, [temperature, 2]):
+        assert ps.validate(ps.softmax(logits), logits, temperature=each)[MATCH].status == "fail"
+
+
+def test_ties_share_at_temperature_0():
+    for each in (0, [0]):
+        assert ps.validate([[0.5, 0.5]], [[1, 1]], temperature=each)[MATCH].status == "pass"
+        assert ps.validate([[0.9, 0.1]], [[1, 1]], temperature=each)[MATCH].status == "fail"
+
+
+@pytest.mark.parametrize("temperature", [0.3, 0.7, 3.0])
+def test_logits_may_be_divided_before_the_softmax(temperature):
+    logits = normal((200, 10), "float32") + np.float32(10_000)
+    p = scipy.special.softmax(logits / np.float32(temperature), axis=-1)
+    assert ps.validate(p, logits, temperature=temperature)[MATCH].status == "pass"
+    assert ps.validate(p, logits, temperature=1.02 * temperature)[MATCH].status == "fail"
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("axis", [0, 1, -1])
 def test_any_layout_and_axis(layout, axis):
@@ -309,6 +330,9 @@ def test_labels_of_each_class_are_0_or_1():
     labels = altered(np.eye(3), (1, 2), 0.5)
     report = ps.validate(np.full((3, 3), 1 / 3), labels=labels)
     assert report[LABELS].where == "labels[1, 2]"
+    report = ps.validate(np.full((1, 3), 1 / 3), labels=[[2, -1, 0]])
+    assert report[LABELS].measured == "2 not 0 or 1"
+    assert report[RARE].status == "not checked"
 
 
 @pytest.mark.parametrize("one_hot", [False, True])
