@@ -33,17 +33,20 @@ if TYPE_CHECKING:
         negative_log_likelihood,
         reliability_curve,
     )
+    from pysoftmax.validation import Report, check_pairing, validate
 else:
     from pysoftmax._lazy import __getattr__ as __getattr__
 
 __all__ = [
     "ReliabilityDisplay",
+    "Report",
     "TemperatureScaling",
     "VectorScaling",
     "__version__",
     "binary_cross_entropy_with_logits",
     "binary_cross_entropy_with_logits_with_grad",
     "brier_score",
+    "check_pairing",
     "cross_entropy",
     "cross_entropy_with_grad",
     "expected_calibration_error",
@@ -62,4 +65,5 @@ __all__ = [
     "sigmoid",
     "softmax",
     "softmax_vjp",
+    "validate",
 ]

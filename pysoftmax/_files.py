@@ -82,11 +82,32 @@ def convert(
                 _fill(out, logits, function, axis, progress)
                 return
             rows = _array_rows(logits, function, axis, progress)
-        elif source.endswith(".npy"):
-            raise FileError(f"{name} is not a .npy file: it does not begin as one")
         else:
             rows = _csv_rows(file, name, skip_header, function, axis, progress)
         (_write_npy if to_npy else _write_csv)(out, rows)
+
+
+def read(source: str, *, skip_header: int = 0) -> Array:
+    """Return the array in a file: ``.npy`` mapped into memory, CSV as float64.
+
+    Parameters
+    ----------
+    source : str
+        A ``.npy`` or CSV file, told apart by their content, or ``-`` for standard input.
+    skip_header : int
+        How many lines to skip at the head of a CSV file.
+
+    Raises
+    ------
+    FileError
+        If the file cannot be read or understood.
+    """
+    name = "standard input" if source == "-" else source
+    with _input(source) as file:
+        if _is_npy(file, name):
+            found = _read_header(_mappable(file, name), name)
+            return found.map(found.shape, found.order, "r")
+        return np.concatenate(list(_csv_blocks(file, name, skip_header, lambda fraction: None)))
 
 
 # -- opening and replacing files -----------------------------------------------------------
@@ -118,7 +139,10 @@ def _input(source: str) -> Iterator[BufferedReader]:
 def _is_npy(file: BufferedReader, name: str) -> bool:
     """Tell ``.npy`` by its first byte, which no text begins with, and leave that unread."""
     with _blame("read", name):
-        return file.peek(1)[:1] == npy.MAGIC_PREFIX[:1]
+        found = file.peek(1)[:1] == npy.MAGIC_PREFIX[:1]
+    if name.endswith(".npy") and not found:
+        raise FileError(f"{name} is not a .npy file: it does not begin as one")
+    return found
 
 
 @contextmanager

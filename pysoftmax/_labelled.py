@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,18 @@ Part = tuple[slice, ...]
 def host(values: Array) -> NDArray[Any]:
     """A small array of any library as one of NumPy's."""
     return values if isinstance(values, np.ndarray) else np.array(values.tolist())
+
+
+def parts(rows: tuple[int, ...], n_classes: int) -> Iterator[Part]:
+    """Slices that cut rows of scores into blocks.
+
+    The rows, of which there is at least one, are cut along their longest axis, so that a block
+    is small whichever axis the classes came from.
+    """
+    cut = max(range(len(rows)), key=rows.__getitem__)
+    step = max(1, BLOCK * rows[cut] // (prod(rows) * n_classes))
+    for begin in range(0, rows[cut], step):
+        yield (slice(None),) * cut + (slice(begin, begin + step),)
 
 
 class Labelled:
@@ -128,14 +141,9 @@ class Labelled:
     def blocks(self) -> Iterator[tuple[Array, Array, Array, Part]]:
         """Scores (n, n_classes), labels (n,), weights (n,), and where these rows are.
 
-        The rows are cut along their longest axis, so that a block is small whichever axis the
-        classes came from, and is copied only where its strides need it.
+        A block is copied only where its strides need it.
         """
-        rows = self.labels.shape
-        cut = max(range(len(rows)), key=rows.__getitem__)
-        step = max(1, BLOCK * rows[cut] // self.scores.size)
-        for begin in range(0, rows[cut], step):
-            part = (slice(None),) * cut + (slice(begin, begin + step),)
+        for part in parts(self.labels.shape, self.n_classes):
             keep = ... if self._keep is None else self._keep[part]
             scores = self.scores[part][keep].reshape(-1, self.n_classes)
             labels = self.labels[part][keep].reshape(-1)

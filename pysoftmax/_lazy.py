@@ -7,7 +7,7 @@ import importlib
 import sys
 from typing import Any
 
-MODULES = ("calibration", "reliability")
+MODULES = ("calibration", "reliability", "validation", "testing")
 
 
 def __getattr__(name: str) -> Any:

@@ -1,7 +1,8 @@
 """The command line, ``python -m pysoftmax`` or ``pysoftmax``: one function a command.
 
-Exit status: 0 done, 1 failed (one line on standard error says why), 2 wrong usage, and
-128 + signal when stopped: 130 by Ctrl-C, 143 by SIGTERM, 141 by a reader that closed the pipe.
+Exit status: 0 done, 1 failed (one line on standard error says why, or the report of `validate`
+does), 2 wrong usage, and 128 + signal when stopped: 130 by Ctrl-C, 143 by SIGTERM, 141 by a reader
+that closed the pipe.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from typing import Any, NoReturn, TypeVar
 import pysoftmax
 from pysoftmax import _files
 
-Command = Callable[[argparse.Namespace], None]
+Command = Callable[[argparse.Namespace], int | None]
 Value = TypeVar("Value")
 
 _COMMANDS: dict[str, tuple[Command, tuple[Callable[[argparse.ArgumentParser], object], ...]]] = {}
@@ -38,7 +39,10 @@ def argument(*names: str, **options: Any) -> Callable[[argparse.ArgumentParser],
 def command(
     *arguments: Callable[[argparse.ArgumentParser], object],
 ) -> Callable[[Command], Command]:
-    """Make a function a command of its name; its docstring is the help."""
+    """Make a function a command of its name; its docstring is the help.
+
+    It returns the exit status, None being 0.
+    """
 
     def register(function: Command) -> Command:
         _COMMANDS[function.__name__] = function, arguments
@@ -172,6 +176,61 @@ def softmax(args: argparse.Namespace) -> None:
             skip_header=args.skip_header,
             progress=progress,
         )
+
+
+@command(
+    argument("source", metavar="FILE", help=".npy or CSV file; - for standard input"),
+    argument("--logits", action="store_true", help="FILE holds logits, not probabilities"),
+    argument("--labels", metavar="FILE", help="the right class of each row; .npy or CSV"),
+    argument("--activation", choices=["softmax", "sigmoid"], help="(softmax)"),
+    argument(
+        "--loss",
+        choices=["cross_entropy", "binary_cross_entropy"],
+        help="what the classifier was trained with",
+    ),
+    argument("--n-classes", type=_positive, metavar="N", help="how many classes there are"),
+    argument(
+        "--temperature", type=_temperature, metavar="T", help="what the logits are divided by"
+    ),
+    argument("--axis", type=int, default=-1, metavar="N", help="axis of the classes (last)"),
+    argument(
+        "--skip-header", type=_count, default=0, metavar="N", help="skip N lines at the head of CSV"
+    ),
+    argument("--json", action="store_true", help="print the report as JSON"),
+)
+def validate(args: argparse.Namespace) -> int:
+    """Go through the checklist before deployment with a classifier's outputs.
+
+    Prints what was checked and found. Exit status: 0 if no check failed, 1 if one did. Labels
+    in CSV are one a line, or 0 and 1 for each class; --skip-header holds for both files.
+    """
+    if args.source == args.labels == "-":
+        raise ValueError("standard input holds one of them only: give a file for --labels")
+    outputs = _files.read(args.source, skip_header=args.skip_header)
+    labels = None
+    if args.labels:
+        labels = _files.read(args.labels, skip_header=args.skip_header)
+        if labels.ndim == 2 and labels.shape[1] == 1 and labels.dtype.kind == "f":
+            labels = _whole(labels[:, 0], args.labels)
+    report = pysoftmax.validate(
+        **{"logits" if args.logits else "probabilities": outputs},
+        labels=labels,
+        activation=args.activation,
+        loss=args.loss,
+        n_classes=args.n_classes,
+        temperature=args.temperature,
+        axis=args.axis,
+    )
+    print(json.dumps(report.to_dict(), indent=2) if args.json else report)
+    return 0 if report.passed else 1
+
+
+def _whole(labels: _files.Array, name: str) -> _files.Array:
+    """Labels that were read as floats, as the integers that they must be."""
+    wrong = (labels % 1 != 0) | (abs(labels) > 2**53)
+    if wrong.any():
+        raise _files.FileError(f"{name}: expected whole numbers, got {labels[wrong][0]}")
+    return labels.astype(int)
 
 
 @command(
@@ -370,9 +429,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with _stoppable():
             args = _parser().parse_args(argv)
-            args.command(args)
+            status = args.command(args)
             print(end="", flush=True)
-        return 0
+        return status or 0
     except SystemExit as stop:
         return int(stop.code or 0)
     except KeyboardInterrupt:

@@ -31,7 +31,7 @@ NORMS = ("l1", "l2", "max")
 
 # How far from 1 a row may add up to: probabilities that were rounded to a few decimals pass, what
 # is not a distribution does not.
-_SLACK = 0.01
+SLACK = 0.01
 
 
 class ReliabilityCurve(NamedTuple):
@@ -437,7 +437,7 @@ def _probabilities(probabilities: Any, labels: Any, axis: int, sample_weight: An
     for block, _, _, part in data.blocks():
         lowest, total = block.min(axis=-1), block.sum(axis=-1, dtype=np.float64)
         data.refuse(~(lowest >= 0), lowest, part, "numbers in [0, 1]")
-        data.refuse(abs(total - 1) > _SLACK, total, part, "numbers that add up to 1")
+        data.refuse(abs(total - 1) > SLACK, total, part, "numbers that add up to 1")
     return data
 
 

@@ -104,11 +104,11 @@ def test_version(run):
 def test_help_lists_every_command(run):
     status, out, _ = run("--help")
     assert status == 0
-    for name in ["demo", "softmax", "bench", "info"]:
+    for name in ["demo", "softmax", "validate", "bench", "info"]:
         assert f"\n    {name} " in out
 
 
-@pytest.mark.parametrize("name", ["demo", "softmax", "bench", "info"])
+@pytest.mark.parametrize("name", ["demo", "softmax", "validate", "bench", "info"])
 def test_help_of_a_command_needs_no_work(run, name):
     status, out, err = run(name, "--help")
     assert (status, err) == (0, "")
@@ -129,6 +129,11 @@ def test_help_of_a_command_needs_no_work(run, name):
         (["softmax", "a.npy", "b.npy", "--temperature", "nan"], ["at least 0", "'nan'"]),
         (["softmax", "a.npy", "b.npy", "--temperature", "hot"], ["at least 0", "'hot'"]),
         (["softmax", "a.npy", "b.npy", "--skip-header", "-1"], ["at least 0", "'-1'"]),
+        (["validate"], ["FILE"]),
+        (["validate", "a.npy", "--activation", "relu"], ["softmax", "'relu'"]),
+        (["validate", "a.npy", "--loss", "mse"], ["binary_cross_entropy", "'mse'"]),
+        (["validate", "a.npy", "--n-classes", "0"], ["at least 1", "'0'"]),
+        (["validate", "a.npy", "--temperature", "-1"], ["at least 0", "'-1'"]),
     ],
 )
 def test_wrong_usage_is_status_2_and_one_line(run, args, words):
@@ -602,6 +607,84 @@ def test_a_stop_between_blocks_leaves_no_trace(run, logits, monkeypatch, small_b
     assert next(calls) == 3
     assert logits.read_bytes() == before
     assert os.listdir(logits.parent) == [logits.name]
+
+
+# -- validate --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def outputs(tmp_path, monkeypatch):
+    """Return logits of shape (7, 10) and labels, saved in the working directory."""
+    monkeypatch.chdir(tmp_path)
+    x, labels = normal(7, 10), np.arange(7)
+    p = pysoftmax.softmax(x)
+    for name, array in {"x": x, "p": p, "labels": labels, "twice": pysoftmax.softmax(p)}.items():
+        np.save(f"{name}.npy", array)
+        np.savetxt(f"{name}.csv", array, delimiter=",", fmt="%.9g")
+    return x, labels
+
+
+@pytest.mark.parametrize("suffix", ["npy", "csv"])
+def test_a_sound_classifier_is_status_0_and_a_table(run, outputs, suffix):
+    x, labels = outputs
+    args = ["--labels", f"labels.{suffix}", "--activation", "softmax", "--n-classes", 10]
+    args += ["--loss", "cross_entropy", "--temperature", 1]
+    status, out, err = run("validate", "--logits", f"x.{suffix}", *args)
+    x = x if suffix == "npy" else np.loadtxt("x.csv", delimiter=",")
+    options = {"activation": "softmax", "loss": "cross_entropy", "n_classes": 10}
+    expected = pysoftmax.validate(logits=x, labels=labels, temperature=1.0, **options)
+    assert (status, out, err) == (0, f"{expected}\n", "")
+
+
+@pytest.mark.parametrize("suffix", ["npy", "csv"])
+def test_a_failed_check_is_status_1_and_a_report(run, outputs, suffix):
+    assert run("validate", f"p.{suffix}")[0] == 0
+    status, out, err = run("validate", f"p.{suffix}", "--logits", "--json")
+    assert (status, err) == (1, "")
+    report = json.loads(out)
+    assert report["passed"] is False
+    assert [c["name"] for c in report["checks"] if c["status"] == "fail"] == ["logits are raw"]
+    assert run("validate", f"x.{suffix}")[0] == 1
+    assert run("validate", f"p.{suffix}", "--axis", 0)[0] == 1
+    assert run("validate", f"p.{suffix}", "--n-classes", 9)[0] == 1
+
+
+def test_what_is_validated_may_come_on_standard_input(outputs):
+    for name, status in [("p.npy", 0), ("p.csv", 0), ("x.npy", 1)]:
+        done = spawn("validate", "-", "--labels", "labels.csv", input=Path(name).read_bytes())
+        assert (done.returncode, done.stderr) == (status, b"")
+        assert done.stdout.startswith(b"check ")
+
+
+def test_labels_of_each_class_and_headers(run, outputs):
+    x, _ = outputs
+    for name, array in {"x": x, "labels": x > 0}.items():
+        np.savetxt(f"{name}.csv", array, delimiter=",", header="a,b,c")
+    args = ["--labels", "labels.csv", "--activation", "sigmoid", "--skip-header", 1]
+    status, out, err = run("validate", "--logits", "x.csv", *args)
+    assert (status, err) == (0, "")
+    assert "all 0 or 1" in out
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["absent.npy"], ["cannot read", "absent.npy"]),
+        (["p.npy", "--labels", "absent.csv"], ["cannot read", "absent.csv"]),
+        (["-", "--labels", "-"], ["standard input", "--labels"]),
+        (["p.npy", "--labels", "half.csv"], ["half.csv", "whole numbers", "0.5"]),
+        (["p.npy", "--labels", "p.npy", "--axis", "3"], ["axis 3"]),
+        (["p.npy", "--labels", "short.npy"], ["labels must be one per row", "(3,)"]),
+        (["fake.npy"], ["fake.npy is not a .npy file"]),
+        (["objects.npy"], ["never unpickled"]),
+    ],
+)
+def test_what_cannot_be_validated_is_one_clear_line(run, outputs, args, words):
+    Path("half.csv").write_text("0\n0.5\n")
+    Path("fake.npy").write_text("0,1\n")
+    np.save("short.npy", np.arange(3))
+    Path("objects.npy").write_bytes(npy_bytes(np.array([None])))
+    assert_error(run("validate", *args), *words)
 
 
 # -- the terminal ----------------------------------------------------------------------------

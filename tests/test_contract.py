@@ -41,7 +41,8 @@ CALIBRATION = [
     "negative_log_likelihood",
     "ReliabilityDisplay",
 ]
-PUBLIC = [*NUMERICAL, *AROUND, *CALIBRATION, "__version__"]
+VALIDATION = ["validate", "check_pairing", "Report"]
+PUBLIC = [*NUMERICAL, *AROUND, *CALIBRATION, *VALIDATION, "__version__"]
 
 # name(arguments), as documented; defaults included
 SIGNATURES = {
@@ -73,6 +74,10 @@ SIGNATURES = {
     "strategy='uniform', norm='l1', class_wise=False, sample_weight=None)",
     "brier_score": "(probabilities, labels, *, axis=-1, sample_weight=None)",
     "negative_log_likelihood": "(probabilities, labels, *, axis=-1, sample_weight=None)",
+    "validate": "(probabilities=None, logits=None, labels=None, *, activation=None, loss=None, "
+    "n_classes=None, temperature=None, axis=-1)",
+    "check_pairing": "(activation=None, loss=None, *, n_outputs=None, n_classes=None, "
+    "logits=None, labels=None, axis=-1)",
 }
 
 PACKAGE = pathlib.Path(ps.__file__).parent
@@ -283,7 +288,7 @@ import sys
 import pysoftmax
 lazy = {f"pysoftmax.{name}" for name in pysoftmax._lazy.MODULES}
 print(sorted(lazy & set(sys.modules)))
-from pysoftmax import fit_temperature, reliability
+from pysoftmax import fit_temperature, reliability, testing
 print(fit_temperature is pysoftmax.calibration.fit_temperature, reliability.__name__)
 print(sorted(lazy - set(sys.modules)), hasattr(pysoftmax, "fit_temperatures"))
 """
