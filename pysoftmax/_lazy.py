@@ -7,7 +7,7 @@ import importlib
 import sys
 from typing import Any
 
-MODULES = ("calibration", "reliability")
+MODULES = ("calibration", "decisions", "reliability", "sampling")
 
 
 def __getattr__(name: str) -> Any:

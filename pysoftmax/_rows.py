@@ -99,7 +99,7 @@ def largest(xp: Any, x: Array, k: int) -> tuple[Array, Array]:
     rows, n = x.shape
     # The k-th largest of the maxima of many groups is not larger than that of all, and
     # little less: one fast read of the row leaves few entries to sort.
-    groups = max(512, 8 * k)
+    groups = max(1024, 8 * k)
     maxima = x
     if n >= 8 * groups:
         whole = n // groups * groups

@@ -15,7 +15,16 @@ import numpy as np
 
 from pysoftmax import _arguments as check
 from pysoftmax._dispatch import backend_of
-from pysoftmax._rows import classes_last, comparable, faults, largest, parts, place, refuse, unmasked
+from pysoftmax._rows import (
+    classes_last,
+    comparable,
+    faults,
+    largest,
+    parts,
+    place,
+    refuse,
+    unmasked,
+)
 from pysoftmax.backends import Array
 from pysoftmax.reliability import labelled_probabilities
 
@@ -140,7 +149,7 @@ def decide(
     for part in parts(scores.shape):
         block = comparable(scores[part].reshape(-1, classes))
         for bad, found, expected in faults(block):
-            refuse("probabilities", bad, found, expected, tuple(rows), part)
+            refuse("probabilities in row", bad, found, expected, tuple(rows), part)
         first = block.max(axis=1).astype(np.float64)
         sure = first >= threshold
         if margin:

@@ -428,7 +428,9 @@ def _check_bins(n_bins: int, strategy: str) -> None:
         raise ValueError(f"strategy must be one of {', '.join(STRATEGIES)}, got {strategy!r}")
 
 
-def labelled_probabilities(probabilities: Any, labels: Any, axis: int, sample_weight: Any) -> Labelled:
+def labelled_probabilities(
+    probabilities: Any, labels: Any, axis: int, sample_weight: Any
+) -> Labelled:
     """Rows that are distributions, with their labels."""
     data = Labelled("probabilities", probabilities, labels, axis, sample_weight)
     for block, _, _, part in data.blocks():

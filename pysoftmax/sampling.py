@@ -20,14 +20,14 @@ import numpy as np
 
 from pysoftmax import _arguments as check
 from pysoftmax._dispatch import backend_of
-from pysoftmax._rows import classes_last, comparable, descending, largest, parts, refuse
+from pysoftmax._rows import classes_last, descending, largest, parts, refuse
 from pysoftmax._softmax import softmax
 from pysoftmax.backends import Array
 
 __all__ = ["sample"]
 
 # Elements of the logits in a block: some rows of a language model's.
-_BLOCK = 1 << 18
+_BLOCK = 1 << 20
 # From so many draws of each row on, it pays to add up all of its weights.
 _MANY = 64
 
@@ -75,8 +75,8 @@ def sample(
     axis : int, default -1
         The classes.
     rng : numpy.random.Generator, optional
-        Where the randomness comes from, or a seed for one; by default unpredictable. The
-        same seed, shape and `size` use the same random numbers for the same rows.
+        Where the random numbers come from, one per draw, or a seed for one; by default they
+        cannot be predicted.
 
     Returns
     -------
@@ -105,9 +105,9 @@ def sample(
     >>> import numpy as np
     >>> from pysoftmax import sample
     >>> logits = np.log([[0.5, 0.3, 0.2], [0.1, 0.1, 0.8]])
-    >>> drawn = sample(logits, size=10000, rng=0)
+    >>> drawn = sample(logits, size=100000, rng=0)
     >>> drawn.shape, (drawn == 1).mean(axis=0).round(2)
-    ((10000, 2), array([0.3, 0.1]))
+    ((100000, 2), array([0.3, 0.1]))
     >>> np.unique(sample(logits[0], top_k=2, temperature=0.8, size=100, rng=0))
     array([0, 1])
     >>> sample(logits, temperature=0)
@@ -138,25 +138,20 @@ def sample(
     for part in parts(scores.shape, _BLOCK):
         x = scores[part].reshape(-1, classes).astype(dtype, copy=False)
         if mask is not None:
-            x = xp.where(mask[part].reshape(-1, classes), x, -np.inf).astype(dtype, copy=False)
+            x = xp.where(mask[part].reshape(-1, classes), x, -np.inf)
         t = temperature if isinstance(temperature, float) else temperature[part].reshape(-1)
         weights, indices = _weights(xp, x, t, top_k, share, least)
         bad = xp.isnan(weights[:, 0])
-        refuse(
-            "logits at row ",
-            bad,
-            x.max(axis=1) if bad.any() else bad,
-            "a finite largest logit",
-            tuple(rows),
-            part,
-        )
+        if bad.any():
+            top = x.max(axis=1)
+            refuse("logits in row", bad, top, "a finite largest logit", tuple(rows), part)
         draws = (slice(None), *part)
-        u = xp.asarray(uniform[draws].reshape(len(uniform), -1))
+        u = xp.asarray(uniform[draws].reshape(len(uniform), len(x)))
         picks = _invert(xp, weights, u)
         if indices is not None:
             picks = xp.take_along_axis(indices, picks.T, axis=1).T
         result[draws] = picks.reshape(result[draws].shape)
-    return backend.wrap(result.reshape(*leading, *shape), None)
+    return backend.wrap(result.reshape((*leading, *shape)), None)
 
 
 def _shape(size: Any) -> tuple[int, ...]:
@@ -192,7 +187,7 @@ def _weights(
             mask = ~(weights < (1 - top_p) / (2 * n))
             values, indices = descending(xp, x, mask)
             weights = xp.take_along_axis(weights, indices, axis=1).astype(np.float64)
-            weights[values == -np.inf] = 0
+            weights *= values > -np.inf  # not those that fill up shorter rows
         reached = xp.cumsum(weights, axis=1)
         last = (reached < enough[:, None]).sum(axis=1, keepdims=True)
         last = xp.take_along_axis(values, xp.minimum(last, values.shape[1] - 1), axis=1)
