@@ -13,6 +13,10 @@ from pysoftmax.backends import Array, Backend
 # Elements in a block: what is computed of them in float64 stays in a core's cache.
 BLOCK = 1 << 16
 
+# The same for few operations on logits as they are, and for many on a few classes of each row.
+MIDDLE_BLOCK = 1 << 19
+LARGE_BLOCK = 1 << 21
+
 # How far from 1 a row may add up to: probabilities that were rounded to a few decimals pass, what
 # is not a distribution does not.
 SLACK = 0.01
@@ -96,6 +100,15 @@ def largest(xp: Any, x: Array, k: int) -> tuple[Array, Array]:
     indices. NaN counts as larger than any number. Rows that have fewer are filled up at the
     end, with values that are not larger than their last.
     """
+    places = [
+        block.start * x.shape[1] + xp.flatnonzero(_candidates(xp, x[block], k))
+        for (block,) in parts(x.shape, MIDDLE_BLOCK)
+    ]
+    return descending(xp, x, xp.concatenate(places))
+
+
+def _candidates(xp: Any, x: Array, k: int) -> Array:
+    """Where an entry can be among the k largest of its row: there, and rarely elsewhere."""
     rows, n = x.shape
     # The k-th largest of the maxima of many groups is not larger than that of all, and
     # little less: one fast read of the row leaves few entries to sort.
@@ -108,21 +121,20 @@ def largest(xp: Any, x: Array, k: int) -> tuple[Array, Array]:
         head[...] = xp.maximum(head, x[:, whole:])
     last = maxima.shape[1] - k
     bound = xp.partition(maxima, last, axis=1)[:, last : last + 1]
-    return descending(xp, x, ~(x < bound))
+    return ~(x < bound)
 
 
-def descending(xp: Any, x: Array, mask: Array) -> tuple[Array, Array]:
-    """The entries of each row where `mask` is true, as `largest` returns them."""
+def descending(xp: Any, x: Array, places: Array) -> tuple[Array, Array]:
+    """The entries of `x` at some flat indices, ascending, as `largest` returns them."""
     rows, n = x.shape
-    places = xp.flatnonzero(mask)
     row = places // n
     counts = xp.bincount(row, minlength=rows)
     within = xp.arange(len(places)) - (xp.cumsum(counts) - counts)[row]
     width = int(counts.max())
     indices = xp.zeros((rows, width), dtype=np.int64)
-    values = xp.full(
-        (rows, width), -np.inf if x.dtype.kind == "f" else x.min(), dtype=x.dtype.newbyteorder("=")
-    )
+    # What fills up comes after all else even where it equals that.
+    lowest = -np.inf if x.dtype.kind == "f" else x.min()
+    values = xp.full((rows, width), lowest, dtype=x.dtype.newbyteorder("="))
     indices[row, within] = places - row * n
     values[row, within] = x[row, indices[row, within]]
     # Backwards on both sides, so that the stable order is that of the indices.

@@ -16,6 +16,7 @@ import numpy as np
 from pysoftmax import _arguments as check
 from pysoftmax._dispatch import backend_of
 from pysoftmax._rows import (
+    LARGE_BLOCK,
     classes_last,
     comparable,
     faults,
@@ -265,7 +266,7 @@ def top_k(scores: Any, k: int, *, axis: int = -1) -> TopK:
     shape = (*rows.shape[:-1], k)
     values = backend.empty(shape, array.dtype.newbyteorder("="), array)
     indices = backend.empty(shape, np.int64, array)
-    for part in parts(rows.shape):
+    for part in parts(rows.shape, LARGE_BLOCK):
         block = comparable(rows[part].reshape(-1, classes))
         best, places = (each[:, :k] for each in largest(backend.namespace, block, k))
         values[part] = best.reshape(values[part].shape)

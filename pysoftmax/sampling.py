@@ -20,14 +20,20 @@ import numpy as np
 
 from pysoftmax import _arguments as check
 from pysoftmax._dispatch import backend_of
-from pysoftmax._rows import classes_last, descending, largest, parts, refuse
+from pysoftmax._rows import (
+    LARGE_BLOCK,
+    MIDDLE_BLOCK,
+    classes_last,
+    descending,
+    largest,
+    parts,
+    refuse,
+)
 from pysoftmax._softmax import softmax
 from pysoftmax.backends import Array
 
 __all__ = ["sample"]
 
-# Elements of the logits in a block: some rows of a language model's.
-_BLOCK = 1 << 20
 # From so many draws of each row on, it pays to add up all of its weights.
 _MANY = 64
 
@@ -135,7 +141,7 @@ def sample(
 
     uniform = np.random.default_rng(rng).random((math.prod(leading), *rows))
     result = backend.empty(uniform.shape, np.int64, array)
-    for part in parts(scores.shape, _BLOCK):
+    for part in parts(scores.shape, MIDDLE_BLOCK if top_k is None else LARGE_BLOCK):
         x = scores[part].reshape(-1, classes).astype(dtype, copy=False)
         if mask is not None:
             x = xp.where(mask[part].reshape(-1, classes), x, -np.inf)
@@ -184,8 +190,8 @@ def _weights(
         enough = top_p * (1 - slack) * weights.sum(axis=1, dtype=np.float64)
         if indices is None:
             # Classes below this together have less than half of what top-p leaves out.
-            mask = ~(weights < (1 - top_p) / (2 * n))
-            values, indices = descending(xp, x, mask)
+            places = xp.flatnonzero(~(weights < (1 - top_p) / (2 * n)))
+            values, indices = descending(xp, x, places)
             weights = xp.take_along_axis(weights, indices, axis=1).astype(np.float64)
             weights *= values > -np.inf  # not those that fill up shorter rows
         reached = xp.cumsum(weights, axis=1)

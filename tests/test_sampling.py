@@ -12,6 +12,7 @@ from scipy.special import softmax
 from scipy.stats import chisquare
 
 import pysoftmax as ps
+from pysoftmax import _rows
 
 INF, NAN = math.inf, math.nan
 VOCABULARY = 128_256
@@ -328,11 +329,14 @@ def test_the_same_seed_draws_the_same_and_a_generator_moves_on():
     assert (ps.sample(x) != ps.sample(x)).any()
 
 
-def test_rows_of_many_blocks_are_those_of_one(monkeypatch):
+@pytest.mark.parametrize("options", [{}, {"top_k": 4}, {"top_p": 0.9}], ids=str)
+def test_rows_of_many_blocks_are_those_of_one(monkeypatch, options):
     x = normal((40, 6, 3), "float32")
-    options = {"axis": 1, "temperature": np.linspace(0.1, 2, 3), "top_p": 0.9, "size": 2, "rng": 1}
+    options = {"axis": 1, "temperature": np.linspace(0.1, 2, 3), "size": 2, "rng": 1, **options}
     whole = ps.sample(x, **options)
-    monkeypatch.setattr(ps.sampling, "_BLOCK", 50)
+    for module in (ps.sampling, _rows):
+        monkeypatch.setattr(module, "LARGE_BLOCK", 50)
+        monkeypatch.setattr(module, "MIDDLE_BLOCK", 20)
     assert (ps.sample(x, **options) == whole).all()
 
 
