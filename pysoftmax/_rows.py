@@ -93,21 +93,21 @@ def comparable(block: Array) -> Array:
     return block.astype(check.summing_dtype(dtype), copy=False)
 
 
-def largest(xp: Any, x: Array, k: int) -> tuple[Array, Array]:
+def largest(xp: Any, x: Array, k: int, lowest: float | None = None) -> tuple[Array, Array]:
     """The k largest of each row of `x` (rows, n), in descending order, and what equals the last.
 
     Returns values and indices (rows, at least k). Equal values are in the order of their
-    indices. NaN counts as larger than any number. Rows that have fewer are filled up at the
-    end, with values that are not larger than their last.
+    indices. NaN counts as larger than any number. What is below `lowest` is left out. Rows that
+    have fewer than others are filled up at the end, with values not larger than their last.
     """
     places = [
-        block.start * x.shape[1] + xp.flatnonzero(_candidates(xp, x[block], k))
+        block.start * x.shape[1] + xp.flatnonzero(_candidates(xp, x[block], k, lowest))
         for (block,) in parts(x.shape, MIDDLE_BLOCK)
     ]
     return descending(xp, x, xp.concatenate(places))
 
 
-def _candidates(xp: Any, x: Array, k: int) -> Array:
+def _candidates(xp: Any, x: Array, k: int, lowest: float | None) -> Array:
     """Where an entry can be among the k largest of its row: there, and rarely elsewhere."""
     rows, n = x.shape
     # The k-th largest of the maxima of many groups is not larger than that of all, and
@@ -121,6 +121,8 @@ def _candidates(xp: Any, x: Array, k: int) -> Array:
         head[...] = xp.maximum(head, x[:, whole:])
     last = maxima.shape[1] - k
     bound = xp.partition(maxima, last, axis=1)[:, last : last + 1]
+    if lowest is not None:
+        bound = xp.maximum(bound, lowest)
     return ~(x < bound)
 
 
@@ -130,7 +132,7 @@ def descending(xp: Any, x: Array, places: Array) -> tuple[Array, Array]:
     row = places // n
     counts = xp.bincount(row, minlength=rows)
     within = xp.arange(len(places)) - (xp.cumsum(counts) - counts)[row]
-    width = int(counts.max())
+    width = max(1, int(counts.max()))
     indices = xp.zeros((rows, width), dtype=np.int64)
     # What fills up comes after all else even where it equals that.
     lowest = -np.inf if x.dtype.kind == "f" else x.min()

@@ -180,8 +180,10 @@ def _weights(
     n = x.shape[1]
     indices = None
     if top_k is not None and top_k < n:
-        values, indices = largest(xp, x, top_k)
-        values[values < values[:, top_k - 1 : top_k]] = -np.inf
+        # Where few classes are not masked, the others must not all be sorted.
+        values, indices = largest(xp, x, top_k, np.finfo(x.dtype).min)
+        last = min(top_k, values.shape[1]) - 1
+        values[values < values[:, last : last + 1]] = -np.inf
         weights = softmax(values, temperature=temperature, dtype=np.float64)
     else:
         weights = softmax(x, temperature=temperature)
@@ -195,9 +197,9 @@ def _weights(
             weights = xp.take_along_axis(weights, indices, axis=1).astype(np.float64)
             weights *= values > -np.inf  # not those that fill up shorter rows
         reached = xp.cumsum(weights, axis=1)
-        last = (reached < enough[:, None]).sum(axis=1, keepdims=True)
-        last = xp.take_along_axis(values, xp.minimum(last, values.shape[1] - 1), axis=1)
-        weights[values < last] = 0
+        count = (reached < enough[:, None]).sum(axis=1, keepdims=True)
+        count = xp.minimum(count, values.shape[1] - 1)
+        weights[values < xp.take_along_axis(values, count, axis=1)] = 0
     if min_p > 0:
         weights[weights < min_p * weights.max(axis=1, keepdims=True)] = 0
     return weights, indices

@@ -255,6 +255,17 @@ def test_a_large_vocabulary_is_cut_by_the_definitions(scale, options):
     assert not found[p == 0].any()
 
 
+@pytest.mark.parametrize("options", [{}, {"top_k": 50}, {"top_p": 0.95}], ids=str)
+def test_few_classes_of_a_large_vocabulary_may_be_left_by_the_mask(options):
+    x = normal((2, VOCABULARY), "float32", 8)
+    where = np.zeros(x.shape, bool)
+    where[0, [5, 77, 100_000]] = where[1, VOCABULARY - 1] = True
+    drawn = ps.sample(x, where=where, size=20_000, rng=Even(), **options)
+    found = np.bincount(drawn[:, 0], minlength=VOCABULARY) / 20_000
+    assert found == pytest.approx(expected(x[0], where=where[0], **options), abs=1e-4)
+    assert (drawn[:, 1] == VOCABULARY - 1).all()
+
+
 # --- arrays of all kinds ------------------------------------------------------------------------
 
 
