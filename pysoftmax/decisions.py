@@ -377,7 +377,7 @@ def logit_adjust(logits: Any, prior: Any, tau: float = 1.0, *, axis: int = -1) -
     Notes
     -----
     Menon et al., "Long-tail learning via logit adjustment", ICLR 2021, arXiv:2007.07314:
-    equation 9, and equation 10 for the loss.
+    section 4 for logits of a trained classifier, section 5 for the loss.
 
     Examples
     --------

@@ -99,9 +99,9 @@ def sample(
 
     Notes
     -----
-    top-p is the nucleus of Holtzman et al., arXiv:1904.09751, section 3.1; min-p that of
-    Nguyen et al., arXiv:2407.01082, section 3. A probability that reaches `top_p` but for
-    the rounding of the sum does reach it.
+    top-p is the nucleus of Holtzman et al., arXiv:1904.09751, section 3.1; min-p is that of
+    Nguyen et al., arXiv:2407.01082. Probabilities that reach `top_p` but for rounding do
+    reach it.
 
     Without `top_k` and `top_p`, a float32 probability is that of `softmax`, within 4 ULP;
     uniform numbers and sums are float64 always.
