@@ -26,6 +26,13 @@ if TYPE_CHECKING:
         fit_temperature,
         fit_vector_scaling,
     )
+    from pysoftmax.decisions import (
+        class_weight,
+        decide,
+        logit_adjust,
+        risk_coverage_curve,
+        top_k,
+    )
     from pysoftmax.reliability import (
         ReliabilityDisplay,
         brier_score,
@@ -33,6 +40,7 @@ if TYPE_CHECKING:
         negative_log_likelihood,
         reliability_curve,
     )
+    from pysoftmax.sampling import sample
     from pysoftmax.validation import Report, check_pairing, validate
 else:
     from pysoftmax._lazy import __getattr__ as __getattr__
@@ -47,8 +55,10 @@ __all__ = [
     "binary_cross_entropy_with_logits_with_grad",
     "brier_score",
     "check_pairing",
+    "class_weight",
     "cross_entropy",
     "cross_entropy_with_grad",
+    "decide",
     "expected_calibration_error",
     "fit_temperature",
     "fit_vector_scaling",
@@ -57,13 +67,17 @@ __all__ = [
     "log_sigmoid",
     "log_softmax",
     "log_softmax_vjp",
+    "logit_adjust",
     "logsumexp",
     "negative_log_likelihood",
     "num_threads",
     "reliability_curve",
+    "risk_coverage_curve",
+    "sample",
     "set_num_threads",
     "sigmoid",
     "softmax",
     "softmax_vjp",
+    "top_k",
     "validate",
 ]

@@ -78,6 +78,16 @@ def reduced_shape(
     return tuple(n for i, n in enumerate(shape) if i not in axes)
 
 
+def check_real(name: str, value: Any, lowest: float, highest: float) -> float:
+    """A number in [lowest, highest] as a float."""
+    number = np.asarray(value)
+    if number.ndim or number.dtype.kind not in "biuf":
+        raise TypeError(f"{name} must be a real number, got {value!r}")
+    if not lowest <= number <= highest:
+        raise ValueError(f"{name} must be in [{lowest:g}, {highest:g}], got {value}")
+    return float(number)
+
+
 def check_temperature(temperature: Any, rows: tuple[int, ...], gradient: bool = False) -> Any:
     """A float, or an array of float64 with one temperature per row."""
     values = np.asarray(temperature)
@@ -98,6 +108,14 @@ def check_temperature(temperature: Any, rows: tuple[int, ...], gradient: bool = 
             f"temperature must broadcast against the shape of the rows {rows}, "
             f"got shape {values.shape}"
         ) from None
+
+
+def masked(backend: Backend, x: Any, where: Any) -> tuple[Array, Any]:
+    """`x` as an array, and its own mask joined to `where`."""
+    own = backend.mask_of(x)
+    if own is not None:
+        where = own if where is None else own & backend.as_array(where)
+    return backend.as_array(x), where
 
 
 def check_where(where: Any, shape: tuple[int, ...], backend: Backend) -> Array | None:

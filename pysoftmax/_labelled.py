@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -11,29 +10,13 @@ from numpy.typing import NDArray
 
 from pysoftmax import _arguments as check
 from pysoftmax._dispatch import backend_of
+from pysoftmax._rows import Part, parts, place, refuse, unmasked
 from pysoftmax.backends import Array
-
-# Elements in a block: what is computed of them in float64 stays in a core's cache.
-BLOCK = 1 << 16
-
-Part = tuple[slice, ...]
 
 
 def host(values: Array) -> NDArray[Any]:
     """A small array of any library as one of NumPy's."""
     return values if isinstance(values, np.ndarray) else np.array(values.tolist())
-
-
-def parts(rows: tuple[int, ...], n_classes: int) -> Iterator[Part]:
-    """Slices that cut rows of scores into blocks.
-
-    The rows, of which there is at least one, are cut along their longest axis, so that a block
-    is small whichever axis the classes came from.
-    """
-    cut = max(range(len(rows)), key=rows.__getitem__)
-    step = max(1, BLOCK * rows[cut] // (prod(rows) * n_classes))
-    for begin in range(0, rows[cut], step):
-        yield (slice(None),) * cut + (slice(begin, begin + step),)
 
 
 class Labelled:
@@ -86,13 +69,13 @@ class Labelled:
         self._check_range()
 
     def _array(self, name: str, values: Any) -> Array:
-        mask = self.backend.mask_of(values)
-        if mask is not None and not mask.all():
-            raise ValueError(
-                f"{name} has masked entries; give rows the sample_weight 0 instead, or for a class "
-                "that takes no part the logit -inf or the probability 0"
-            )
-        return self.backend.as_array(values)
+        return unmasked(
+            self.backend,
+            name,
+            values,
+            "give rows the sample_weight 0 instead, or for a class that takes no part the logit "
+            "-inf or the probability 0",
+        )
 
     def _check_labels(self, labels: Array, rows: tuple[int, ...]) -> None:
         if labels.dtype.kind not in "iu":
@@ -130,7 +113,7 @@ class Labelled:
         if bad.any():
             index = np.unravel_index(int(bad.argmax()), bad.shape)
             raise IndexError(
-                f"labels[{_place(index)}] is {self.labels[index]}: class labels must be in "
+                f"labels[{place(index)}] is {self.labels[index]}: class labels must be in "
                 f"[0, {self.n_classes})"
             )
 
@@ -139,11 +122,8 @@ class Labelled:
         return rows.reshape(-1) if self._keep is None else rows[self._keep]
 
     def blocks(self) -> Iterator[tuple[Array, Array, Array, Part]]:
-        """Scores (n, n_classes), labels (n,), weights (n,), and where these rows are.
-
-        A block is copied only where its strides need it.
-        """
-        for part in parts(self.labels.shape, self.n_classes):
+        """Scores (n, n_classes), labels (n,), weights (n,), and where these rows are."""
+        for part in parts(self.scores.shape):
             keep = ... if self._keep is None else self._keep[part]
             scores = self.scores[part][keep].reshape(-1, self.n_classes)
             labels = self.labels[part][keep].reshape(-1)
@@ -156,17 +136,6 @@ class Labelled:
 
     def refuse(self, bad: Array, values: Array, part: Part, expected: str) -> None:
         """ValueError for the first row of a block where `bad` is true, if there is one."""
-        if not bad.any():
-            return
-        first = int(bad.argmax())
-        numbers = self.backend.namespace.arange(self.labels.size).reshape(self.labels.shape)[part]
-        numbers = numbers.reshape(-1) if self._keep is None else numbers[self._keep[part]]
-        index = np.unravel_index(int(numbers[first]), self.labels.shape)
-        raise ValueError(
-            f"{self.name} in the row of labels[{_place(index)}]: expected {expected}, "
-            f"got {values[first]}"
-        )
-
-
-def _place(index: tuple[Any, ...]) -> str:
-    return ", ".join(str(int(i)) for i in index)
+        keep = None if self._keep is None else self._keep[part]
+        name = f"{self.name} in the row of labels"
+        refuse(name, bad, values, expected, self.labels.shape, part, keep)

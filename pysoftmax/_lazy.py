@@ -7,7 +7,14 @@ import importlib
 import sys
 from typing import Any
 
-MODULES = ("calibration", "reliability", "validation", "testing")
+MODULES = (
+    "calibration",
+    "decisions",
+    "reliability",
+    "sampling",
+    "testing",
+    "validation",
+)
 
 
 def __getattr__(name: str) -> Any:

@@ -294,7 +294,7 @@ def log_softmax_vjp(
 def _map(name: str, x: Any, axis: Any, temperature: Any, where: Any, dtype: Any, out: Any) -> Any:
     """softmax or log_softmax of anything."""
     backend = backend_of(x=x, where=where)
-    array, where = _masked(backend, x, where)
+    array, where = check.masked(backend, x, where)
     axes = check.normalize_axes(axis, array.ndim)
     temperature = check.check_temperature(temperature, check.reduced_shape(array.shape, axes))
     where = check.check_where(where, array.shape, backend)
@@ -302,14 +302,6 @@ def _map(name: str, x: Any, axis: Any, temperature: Any, where: Any, dtype: Any,
     if array.size:
         getattr(backend, name)(array, axes, result, where, temperature)
     return backend.wrap(result, x) if out is None else out
-
-
-def _masked(backend: Backend, x: Any, where: Any) -> tuple[Array, Any]:
-    """`x` as an array, and its own mask joined to `where`."""
-    own = backend.mask_of(x)
-    if own is not None:
-        where = own if where is None else own & backend.as_array(where)
-    return backend.as_array(x), where
 
 
 def _logsumexp(
@@ -324,7 +316,7 @@ def _logsumexp(
 ) -> Any:
     """logsumexp with all its options."""
     backend = backend_of(x=x, b=b, where=where)
-    array, where = _masked(backend, x, where)
+    array, where = check.masked(backend, x, where)
     if b is not None:
         factor = backend.as_array(b)
         promoted = check.result_dtype(factor.dtype)

@@ -14,6 +14,7 @@ import numpy as np
 
 from pysoftmax import _extras
 from pysoftmax._labelled import Labelled, host
+from pysoftmax._rows import faults
 from pysoftmax._softmax import softmax
 from pysoftmax.backends import Array
 
@@ -28,10 +29,6 @@ __all__ = [
 
 STRATEGIES = ("uniform", "quantile")
 NORMS = ("l1", "l2", "max")
-
-# How far from 1 a row may add up to: probabilities that were rounded to a few decimals pass, what
-# is not a distribution does not.
-SLACK = 0.01
 
 
 class ReliabilityCurve(NamedTuple):
@@ -112,7 +109,7 @@ def reliability_curve(
     array([0, 0, 1, 2])
     """
     _check_bins(n_bins, strategy)
-    data = _probabilities(probabilities, labels, axis, sample_weight)
+    data = labelled_probabilities(probabilities, labels, axis, sample_weight)
     if pos_label is not None and not 0 <= operator.index(pos_label) < data.n_classes:
         raise ValueError(f"pos_label must be in [0, {data.n_classes}), got {pos_label}")
     return _curve(data, pos_label, n_bins, strategy)
@@ -174,7 +171,7 @@ def expected_calibration_error(
     if norm not in NORMS:
         raise ValueError(f"norm must be one of {', '.join(NORMS)}, got {norm!r}")
     _check_bins(n_bins, strategy)
-    data = _probabilities(probabilities, labels, axis, sample_weight)
+    data = labelled_probabilities(probabilities, labels, axis, sample_weight)
     classes = range(data.n_classes) if class_wise else [None]
     return _error([_curve(data, label, n_bins, strategy) for label in classes], norm)
 
@@ -210,7 +207,7 @@ def brier_score(
     >>> round(brier_score([[0.9, 0.1], [0.4, 0.6]], [0, 0]), 4)
     0.37
     """
-    data = _probabilities(probabilities, labels, axis, sample_weight)
+    data = labelled_probabilities(probabilities, labels, axis, sample_weight)
     total = 0.0
     for block, truth, weight, _ in data.blocks():
         misses = block.astype(np.float64)
@@ -245,7 +242,7 @@ def negative_log_likelihood(
     >>> round(negative_log_likelihood([[0.9, 0.1], [0.4, 0.6]], [0, 0]), 4)
     0.5108
     """
-    data = _probabilities(probabilities, labels, axis, sample_weight)
+    data = labelled_probabilities(probabilities, labels, axis, sample_weight)
     xp = data.backend.namespace
     total = 0.0
     for block, truth, weight, _ in data.blocks():
@@ -431,13 +428,14 @@ def _check_bins(n_bins: int, strategy: str) -> None:
         raise ValueError(f"strategy must be one of {', '.join(STRATEGIES)}, got {strategy!r}")
 
 
-def _probabilities(probabilities: Any, labels: Any, axis: int, sample_weight: Any) -> Labelled:
+def labelled_probabilities(
+    probabilities: Any, labels: Any, axis: int, sample_weight: Any
+) -> Labelled:
     """Rows that are distributions, with their labels."""
     data = Labelled("probabilities", probabilities, labels, axis, sample_weight)
     for block, _, _, part in data.blocks():
-        lowest, total = block.min(axis=-1), block.sum(axis=-1, dtype=np.float64)
-        data.refuse(~(lowest >= 0), lowest, part, "numbers in [0, 1]")
-        data.refuse(abs(total - 1) > SLACK, total, part, "numbers that add up to 1")
+        for bad, found, expected in faults(block):
+            data.refuse(bad, found, part, expected)
     return data
 
 

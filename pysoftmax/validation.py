@@ -18,12 +18,12 @@ import numpy as np
 from pysoftmax import _arguments as check
 from pysoftmax import _extras
 from pysoftmax._dispatch import backend_of
-from pysoftmax._labelled import Part, host, parts
+from pysoftmax._labelled import host
 from pysoftmax._losses import cross_entropy
+from pysoftmax._rows import SLACK, Part, parts
 from pysoftmax._sigmoid import sigmoid
 from pysoftmax._softmax import softmax
 from pysoftmax.backends import Array, Backend
-from pysoftmax.reliability import SLACK
 
 __all__ = ["Check", "Report", "check_pairing", "validate"]
 
@@ -422,7 +422,7 @@ class _Outputs:
         return self.labels is not None and self.labels.ndim > len(self.rows)
 
     def blocks(self) -> Iterator[_Block]:
-        for part in parts(self.rows, self.n_outputs):
+        for part in parts((*self.rows, self.n_outputs)):
             labels = None
             if self.labels is not None:
                 shape = (-1, self.n_outputs) if self.one_per_class else (-1,)

@@ -17,7 +17,8 @@ from sklearn.linear_model import LogisticRegression
 
 import pysoftmax as ps
 from pysoftmax import calibration
-from pysoftmax._labelled import BLOCK, Labelled
+from pysoftmax._labelled import Labelled
+from pysoftmax._rows import BLOCK
 from pysoftmax.demo import load_digits
 
 INF, NAN = math.inf, math.nan

@@ -42,7 +42,8 @@ CALIBRATION = [
     "ReliabilityDisplay",
 ]
 VALIDATION = ["validate", "check_pairing", "Report"]
-PUBLIC = [*NUMERICAL, *AROUND, *CALIBRATION, *VALIDATION, "__version__"]
+DECISIONS = ["decide", "risk_coverage_curve", "top_k", "class_weight", "logit_adjust", "sample"]
+PUBLIC = [*NUMERICAL, *AROUND, *CALIBRATION, *DECISIONS, *VALIDATION, "__version__"]
 
 # name(arguments), as documented; defaults included
 SIGNATURES = {
@@ -78,6 +79,13 @@ SIGNATURES = {
     "n_classes=None, temperature=None, axis=-1)",
     "check_pairing": "(activation=None, loss=None, *, n_outputs=None, n_classes=None, "
     "logits=None, labels=None, axis=-1)",
+    "decide": "(probabilities, threshold, *, margin=0.0, abstain_label=-1, axis=-1)",
+    "risk_coverage_curve": "(probabilities, labels, *, axis=-1, sample_weight=None)",
+    "top_k": "(scores, k, *, axis=-1)",
+    "class_weight": "(mode, labels, *, n_classes=None)",
+    "logit_adjust": "(logits, prior, tau=1.0, *, axis=-1)",
+    "sample": "(logits, *, temperature=1.0, top_k=None, top_p=None, min_p=None, where=None, "
+    "size=None, axis=-1, rng=None)",
 }
 
 PACKAGE = pathlib.Path(ps.__file__).parent
@@ -289,6 +297,7 @@ import pysoftmax
 lazy = {f"pysoftmax.{name}" for name in pysoftmax._lazy.MODULES}
 print(sorted(lazy & set(sys.modules)))
 from pysoftmax import fit_temperature, reliability, testing
+from pysoftmax import fit_temperature, reliability, sample, top_k
 print(fit_temperature is pysoftmax.calibration.fit_temperature, reliability.__name__)
 print(sorted(lazy - set(sys.modules)), hasattr(pysoftmax, "fit_temperatures"))
 """

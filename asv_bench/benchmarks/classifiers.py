@@ -1,6 +1,8 @@
-"""Time of what surrounds softmax: calibration and its measures, on one thread."""
+"""Time of what surrounds softmax in a classifier, on one thread."""
 
 import functools
+
+import numpy as np
 
 from . import common
 from .common import DTYPES, _Timed
@@ -8,22 +10,30 @@ from .common import DTYPES, _Timed
 SHAPES = [(10_000, 10), (1000, 1000)]
 
 
-def _logits(x):
-    return (3 * x,)
+def _scaled(x, labels):
+    return 3 * x, labels
 
 
-def _probabilities(x):
-    return (common.public("softmax")(x),)
+def _probabilities(x, labels):
+    return common.public("softmax")(x), labels
 
 
-# Each is called with what is made of logits here, and with labels that follow them.
+# What each is called with, from logits and from labels that follow them.
 FUNCTIONS = {
-    "fit_temperature": _logits,
-    "fit_vector_scaling": _logits,
+    "fit_temperature": _scaled,
+    "fit_vector_scaling": _scaled,
     "expected_calibration_error": _probabilities,
     "reliability_curve": _probabilities,
     "brier_score": _probabilities,
     "negative_log_likelihood": _probabilities,
+    "validate": _probabilities,
+    "check_pairing": lambda x, labels: ("softmax", "cross_entropy"),
+    "decide": lambda x, labels: (_probabilities(x, labels)[0], 0.9),
+    "risk_coverage_curve": _probabilities,
+    "top_k": lambda x, labels: (x, 5),
+    "class_weight": lambda x, labels: ("balanced", labels % 10),
+    "logit_adjust": lambda x, labels: (x, np.full(x.shape[1], 1 / x.shape[1])),
+    "sample": lambda x, labels: (x,),
 }
 
 
@@ -36,5 +46,7 @@ class Time(_Timed):
             raise NotImplementedError("2000 parameters for 1000 rows")
         x = common.normal(shape, dtype)
         labels = (x + common.normal(shape, dtype, seed=1)).argmax(axis=-1)
-        arguments = FUNCTIONS[function](x)
-        self.prepare(functools.partial(common.public(function), *arguments, labels))
+        arguments, options = FUNCTIONS[function](x, labels), {}
+        if function == "validate":
+            arguments, options = arguments[:1], {"labels": labels}
+        self.prepare(functools.partial(common.public(function), *arguments, **options))
