@@ -110,15 +110,13 @@ def largest(xp: Any, x: Array, k: int, lowest: float | None = None) -> tuple[Arr
 def _candidates(xp: Any, x: Array, k: int, lowest: float | None) -> Array:
     """Where an entry can be among the k largest of its row: there, and rarely elsewhere."""
     rows, n = x.shape
-    # The k-th largest of the maxima of many groups is not larger than that of all, and
-    # little less: one fast read of the row leaves few entries to sort.
+    # The k-th largest of the maxima of many groups is not larger than that of the row, and
+    # little less: one fast read of (nearly all of) the row leaves few entries to sort.
     groups = max(1024, 8 * k)
     maxima = x
     if n >= 8 * groups:
         whole = n // groups * groups
         maxima = x[:, :whole].reshape(rows, -1, groups).max(axis=1)
-        head = maxima[:, : n - whole]
-        head[...] = xp.maximum(head, x[:, whole:])
     last = maxima.shape[1] - k
     bound = xp.partition(maxima, last, axis=1)[:, last : last + 1]
     if lowest is not None:

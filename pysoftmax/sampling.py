@@ -195,10 +195,10 @@ def _weights(
             places = xp.flatnonzero(~(weights < (1 - top_p) / (2 * n)))
             values, indices = descending(xp, x, places)
             weights = xp.take_along_axis(weights, indices, axis=1).astype(np.float64)
-            weights *= values > -np.inf  # not those that fill up shorter rows
         reached = xp.cumsum(weights, axis=1)
         count = (reached < enough[:, None]).sum(axis=1, keepdims=True)
         count = xp.minimum(count, values.shape[1] - 1)
+        # So too what fills up shorter rows, which is -inf.
         weights[values < xp.take_along_axis(values, count, axis=1)] = 0
     if min_p > 0:
         weights[weights < min_p * weights.max(axis=1, keepdims=True)] = 0

@@ -65,6 +65,11 @@ def test_decide_is_its_definition(seed, classes, threshold, margin):
         assert decision == (row.argmax() if sure else -1)
 
 
+def test_a_margin_that_is_reached_exactly_is_enough():
+    assert ps.decide([0.75, 0.25], 0.75, margin=0.5) == 0
+    assert ps.decide([0.75, 0.25], 0.75, margin=np.nextafter(0.5, 1)) == -1
+
+
 def test_thresholds_are_not_rounded_to_the_dtype():
     p = np.array([[0.9, 0.1]], np.float32)  # a little less than 0.9
     assert ps.decide(p, 0.9) == -1

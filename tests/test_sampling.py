@@ -158,6 +158,13 @@ def test_the_first_and_the_last_random_number_do_not_draw_what_is_masked(options
     assert np.isin(drawn % 7, [1, 2, 3]).all()
 
 
+@pytest.mark.parametrize("size", [2, 100])
+def test_the_first_random_number_does_not_draw_from_a_group_that_is_masked(size):
+    x = np.zeros(100)
+    x[:55] = -INF
+    assert (ps.sample(x, size=size, rng=Always(0.0)) == 55).all()
+
+
 @pytest.mark.parametrize("restriction", [{}, {"top_k": 1}, {"top_p": 0.1}, {"min_p": 1}], ids=str)
 def test_temperature_0_draws_evenly_among_the_largest(restriction):
     x = [1.0, 3.0, 3.0, -INF, 3.0, 2.999]
