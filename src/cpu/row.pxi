@@ -20,10 +20,10 @@
 # scale 2^-K of their own; blocks whose K is not the row's are rescaled in the last sweep,
 # which is exact.
 #
-# Passes.  A row of up to one lane row stays in registers: one read, one write. Up to one
-# block: maximum, exp into 8 KiB of scratch, one scaled copy to `out`; x is read from memory
-# once. Longer: block by block maximum and exp, stored to `out`, then one scaling sweep:
-# two reads and two writes of memory. logsumexp and the loss: one read.
+# Passes.  Rows of up to one block, several in work together: maximum, exp into 16 KiB of
+# scratch, one scaled copy to `out`; x is read from memory once, `out` written once. Longer:
+# block by block maximum and exp, stored to `out`, then one scaling sweep: two reads and two
+# writes of memory. logsumexp and the loss: one read.
 # In place a long row's maximum is taken beforehand: a sweep that must start again
 # (an anchored row) has to find x intact.
 
