@@ -78,7 +78,9 @@ cdef inline vec exp_scaled(bint general, bint bounded, vec x, const Scale *scale
     if general:
         r = v_add(r, low)
     p = exp_polynomial(r)
-    return v_scale(p, shifted) if bounded else v_scale_where(v_not_less(d, scale.lowest), p, shifted)
+    if bounded:
+        return v_scale(p, shifted)
+    return v_scale_where(v_not_less(d, scale.lowest), p, shifted)
 
 
 cdef inline vec exp_of_negative(vec x) noexcept nogil:
