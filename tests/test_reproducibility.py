@@ -4,6 +4,7 @@ import functools
 import json
 import os
 
+import cases
 import digests
 import numpy as np
 import oracles
@@ -233,3 +234,20 @@ def test_targets_and_tolerances_name_the_same_functions():
     """Every function with a tolerance is also compared in bits."""
     tolerated = {name.split(",")[0] for name in oracles.ULP}
     assert tolerated == {name.split(",")[0] for name in ROWWISE}
+
+
+@pytest.mark.parametrize("dtype", cases.FLOATS)
+@pytest.mark.parametrize("low", [-np.inf, -1e30], ids=["-inf", "far below"])
+@pytest.mark.parametrize("name", ["softmax", "log_softmax"])
+def test_blocks_without_a_share_along_another_axis(name, low, dtype):
+    """Whole blocks of a long row that no probability comes of, at its end, middle or head."""
+    x = cases.normal((6000, 40), dtype, seed=6000)
+    x[3000:, 3] = low
+    x[2500:5500, 7] = low
+    x[:2100, 9] = low
+    function = getattr(ps, name)
+    along_rows = function(np.ascontiguousarray(x.T)).T
+    np.testing.assert_array_equal(function(x, axis=0), along_rows)
+    for columns in (slice(None), [3, 7, *range(10, 40)]):  # with the low head, and without
+        part = x[:, columns].copy()
+        np.testing.assert_array_equal(function(part, axis=0, out=part), along_rows[:, columns])

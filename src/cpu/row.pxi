@@ -786,15 +786,21 @@ cdef inline bint is_ignored(int op, const Task *task, Py_ssize_t row) noexcept n
     return is_loss(op) and task.target != NULL and task.target[row] == task.ignore_index
 
 
-cdef inline uint64_t scale_lanes(bint general, vec m, const View *view,
-                                 Scale *scale) noexcept nogil:
-    """in_reach, exponent_of and set_scale for every lane, m its maximum; lanes out of reach."""
+cdef inline uint64_t out_of_reach(bint general, vec m, const View *view) noexcept nogil:
+    """in_reach for every lane, m its maximum: those for which it is false."""
+    cdef vec z = v_mul(m, v_set1(<real>view.beta_high)) if general else m
+    return v_bits(v_not_less(v_abs(z), v_set1(ANCHOR)))
+
+
+cdef inline void scale_lanes(bint general, vec m, const View *view, Scale *scale) noexcept nogil:
+    """exponent_of and set_scale for every lane, m its maximum."""
     cdef vec z = m, magic = v_set1(MAGIC), exponent
     scale.shift = v_set1(0)
     scale.beta_high = v_set1(<real>view.beta_high)
     scale.beta_low = v_set1(<real>view.beta_low)
     if general:
         z = v_mul(m, scale.beta_high)
+    z = v_max(z, v_set1(-ANCHOR))
     exponent = v_sub(v_add(v_mul(z, v_set1(LOG2E / 2)), magic), magic)
     exponent = v_add(exponent, exponent)
     scale.magic = v_sub(v_set1(MAGIC + (HEADROOM + BIAS)), exponent)
@@ -803,7 +809,6 @@ cdef inline uint64_t scale_lanes(bint general, vec m, const View *view,
     if general:
         scale.lowest = v_max(v_mul(scale.lowest, v_set1(<real>view.temperature)),
                              v_set1(-REAL_MAX))
-    return v_bits(v_not_less(v_abs(z), v_set1(ANCHOR)))
 
 
 cdef inline Py_ssize_t sum_batch(int op, bint general, int vectors, const Rows *rows,
@@ -825,7 +830,8 @@ cdef inline Py_ssize_t sum_batch(int op, bint general, int vectors, const Rows *
     for k in range(count, VLEN):
         batch.max[k] = 0
     m = v_load(batch.max)
-    outside = scale_lanes(general, m, view, &scale)
+    outside = out_of_reach(general, m, view)
+    scale_lanes(general, m, view, &scale)
     if outside != 0:
         count = first_bit(outside)
     v_store(batch.magic, scale.magic)
@@ -948,22 +954,21 @@ cdef inline void sum_chunk_columns(int kind, const Columns *columns, Py_ssize_t 
     v_store(result.lane_others, others)
 
 
-cdef inline uint64_t sum_columns_as(int kind, Py_ssize_t n, const real *x, real *e, vec m,
-                                    const View *view, Batch *batch) noexcept nogil:
+cdef inline void sum_columns_as(int kind, Py_ssize_t n, const real *x, real *e, vec m,
+                                const View *view, Batch *batch) noexcept nogil:
     cdef LaneSums sums
     cdef Scale scale
-    cdef uint64_t outside
     cdef Partial[4] part
     cdef double[64] rest, low
     cdef real[16] number
     cdef Py_ssize_t c, k, chunk, chunks = (n + CHUNK - 1) // CHUNK
     cdef Columns columns
-    outside = scale_lanes(False, m, view, &scale)
+    scale_lanes(False, m, view, &scale)
     columns.x_step = VLEN * sizeof(real)
     columns.x_gap = VLEN * sizeof(real)
     v_store(batch.max, m)
     v_store(batch.magic, scale.magic)
-    v_store(batch.at_max, exp_scaled(False, True, m, &scale))
+    v_store(batch.at_max, exp_scaled(False, False, m, &scale))
     if chunks == 1:
         columns.x = <const char *>x
         columns.e = e
@@ -976,7 +981,7 @@ cdef inline uint64_t sum_columns_as(int kind, Py_ssize_t n, const real *x, real 
             v_store(number, sums.low)
             for k in range(VLEN):
                 batch.low[k] = number[k]
-        return outside
+        return
     for k in range(VLEN):
         batch.count[k] = n
     for chunk in range(chunks):
@@ -1002,18 +1007,18 @@ cdef inline uint64_t sum_columns_as(int kind, Py_ssize_t n, const real *x, real 
         add_four_exactly(part)
         batch.rest[k] = part[0].rest
         batch.low[k] = part[0].low
-    return outside
 
 
-cdef uint64_t sum_columns(Kind kind, Py_ssize_t n, const real *x, real *e, vec m,
-                          const View *view, Batch *batch) noexcept nogil:
-    """sum_batch of VLEN rows of up to a block, whose columns x are packed; lanes out of reach.
+cdef void sum_columns(Kind kind, Py_ssize_t n, const real *x, real *e, vec m, const View *view,
+                      Batch *batch) noexcept nogil:
+    """sum_batch of VLEN rows of up to a block, whose columns x are packed.
 
     m: the rows' maxima. e, the exponentials if they are stored, may be x.
     """
     if kind == EXP_STORED:
-        return sum_columns_as(EXP_STORED, n, x, e, m, view, batch)
-    return sum_columns_as(EXP_SUMMED, n, x, e, m, view, batch)
+        sum_columns_as(EXP_STORED, n, x, e, m, view, batch)
+    else:
+        sum_columns_as(EXP_SUMMED, n, x, e, m, view, batch)
 
 
 cdef inline Py_ssize_t sum_few(int op, const Rows *rows, Py_ssize_t n, Py_ssize_t start,
@@ -1034,7 +1039,8 @@ cdef inline Py_ssize_t sum_few(int op, const Rows *rows, Py_ssize_t n, Py_ssize_
             columns[c * VLEN + k] = 0
     for c in range(n):
         m = v_max(v_load(columns + c * VLEN), m)
-    outside = sum_columns(kind_of(op), n, columns, e, m, view, batch)
+    outside = out_of_reach(False, m, view)
+    sum_columns(kind_of(op), n, columns, e, m, view, batch)
     return first_bit(outside) if outside != 0 else count
 
 
@@ -1258,7 +1264,9 @@ cdef void large_row(int op, bint dense, const real *x, const real *y, real *out,
             if fabs(m) > REAL_MAX:
                 limit_row(op, x, y, out, task, row, m)
                 return
-            set_view(view, view.temperature, m)
+            # A block far below the rest may have made the sweep give up too early.
+            if not in_reach(view, m):
+                set_view(view, view.temperature, m)
             sweep(op, dense, x, y, e, roomy, n, view, m, &whole, exponents)
         if needs_log(op):
             finish(op, task, row, view.temperature, target_logit, log_sum(&whole), &whole)

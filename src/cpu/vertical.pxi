@@ -122,7 +122,8 @@ cdef inline void short_panel(int op, const Panel *panel, real *row_out,
     pack(panel, 0, panel.n, scratch.packed, m)
     for v in range(panel.vectors):
         packed = scratch.packed + v * packed_at(BLOCK)
-        outside[v] = sum_columns(kind_of(op), panel.n, packed, packed, m[v], &view, &batches[v])
+        outside[v] = out_of_reach(False, m[v], &view)
+        sum_columns(kind_of(op), panel.n, packed, packed, m[v], &view, &batches[v])
     set_last(op, panel.n > CHUNK, panel, batches, row_out, last)
     if op != LOGSUMEXP:
         write_packed(op, panel, 0, panel.n, scratch.packed, last, outside)
@@ -137,7 +138,7 @@ cdef inline bint long_panel(int op, const Panel *panel, real *row_out,
     cdef Last[WIDE] last
     cdef Partial joined
     cdef Partial *level
-    cdef vec[WIDE] m
+    cdef vec[WIDE] m, running
     cdef vec value, zero = v_set1(0)
     cdef double change, split
     cdef double *exponents = scratch.exponents
@@ -151,6 +152,7 @@ cdef inline bint long_panel(int op, const Panel *panel, real *row_out,
     set_view(&view, 1, 0)
     for v in range(WIDE):
         none[v] = 0
+        running[v] = v_set1(<real>-INFINITY)
         last[v].high = v_set1(1)
         last[v].low = zero
     if op == SOFTMAX and panel.out == panel.x and not panel_in_reach(panel):
@@ -162,12 +164,16 @@ cdef inline bint long_panel(int op, const Panel *panel, real *row_out,
         for v in range(panel.vectors):
             packed = scratch.packed + v * packed_at(BLOCK)
             batch = &batches[v]
-            if sum_columns(kind_of(op), end - begin, packed, packed, m[v], &view, batch) != 0:
+            # Only what was seen so far has to be in reach, not every block: in place, the
+            # blocks before this one are overwritten.
+            running[v] = v_max(m[v], running[v])
+            if out_of_reach(False, running[v], &view) != 0:
                 return False
+            sum_columns(kind_of(op), end - begin, packed, packed, m[v], &view, batch)
             for k in range(VLEN):
                 level[v * VLEN + k].max = batch.max[k]
                 level[v * VLEN + k].at_max = batch.at_max[k]
-                level[v * VLEN + k].count = batch.count[k]
+                level[v * VLEN + k].count = batch.count[k] if batch.max[k] > -INFINITY else 0
                 level[v * VLEN + k].rest = batch.rest[k]
                 level[v * VLEN + k].low = batch.low[k]
                 level[v * VLEN + k].dot = level[v * VLEN + k].q = 0
@@ -227,17 +233,19 @@ cdef inline bint long_panel(int op, const Panel *panel, real *row_out,
 
 cdef inline bint panel_in_reach(const Panel *panel) noexcept nogil:
     """Whether no row's maximum is out of reach."""
+    cdef View view
     cdef vec[WIDE] m
     cdef uint64_t outside = 0
     cdef Py_ssize_t c
     cdef int v
+    set_view(&view, 1, 0)
     for v in range(WIDE):
         m[v] = v_set1(<real>-INFINITY)
     for c in range(panel.n):
         for v in range(panel.vectors):
             m[v] = v_max(panel_load(panel.x + c * panel.x_step, panel, v), m[v])
     for v in range(panel.vectors):
-        outside |= v_bits(v_not_less(v_abs(m[v]), v_set1(ANCHOR)))
+        outside |= out_of_reach(False, m[v], &view)
     return outside == 0
 
 
