@@ -1,9 +1,12 @@
-"""Which backend an array belongs to, by its type alone."""
+"""Which backend or adapter an array belongs to, by its type alone."""
 
 import importlib
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from pysoftmax.adapters import Adapter
 from pysoftmax.backends import Backend
 from pysoftmax.backends import numpy as numpy_backend
 
@@ -26,27 +29,28 @@ def third_party() -> "dict[str, importlib.metadata.EntryPoint]":
 
 
 @cache
-def load(name: str) -> Backend:
-    """Import a backend by name."""
-    backend: Backend = (
-        importlib.import_module(BUILT_IN[name][0])
-        if name in BUILT_IN
-        else third_party()[name].load()
-    )
-    return backend
+def load(name: str) -> Backend | Adapter:
+    """Import a backend or an adapter by name."""
+    if name not in BUILT_IN:
+        found: Backend | Adapter = third_party()[name].load()
+        return found
+    module = importlib.import_module(BUILT_IN[name][0])
+    return getattr(module, "adapter", module)
 
 
 def names() -> list[str]:
-    """All backends, built in and third-party."""
+    """All backends and adapters, built in and third-party."""
     return [*BUILT_IN, *(name for name in third_party() if name not in BUILT_IN)]
 
 
-def find(array: Any) -> Backend | None:
-    """The backend that recognises `array`, or None."""
+def find(array: Any) -> Backend | Adapter | None:
+    """The backend or adapter that recognises `array`, or None."""
+    if numpy_backend.recognises(array):
+        return numpy_backend
     for name in names():
-        backend = load(name)
-        if backend.recognises(array):
-            return backend
+        found = load(name)
+        if found.recognises(array):
+            return found
     return None
 
 
@@ -55,20 +59,24 @@ def describe(array: Any) -> str:
     return f"{type(array).__module__}.{type(array).__qualname__}"
 
 
-def backend_of(**arrays: Any) -> Backend:
-    """The one backend of all arguments that are not None.
+# What belongs to no library, so that it goes with arrays of any.
+NEUTRAL = (list, tuple, bool, int, float, complex, np.generic)
+
+
+def library_of(**arrays: Any) -> Backend | Adapter:
+    """The one backend or adapter of all arguments; None, lists and numbers go with any.
 
     Raises
     ------
     TypeError
         If a type is unknown, or if the arguments come from different libraries.
     """
-    found: dict[str, tuple[Backend, str]] = {}
+    found: dict[str, tuple[Backend | Adapter, str]] = {}
     for argument, array in arrays.items():
-        if array is None:
+        if array is None or isinstance(array, NEUTRAL):
             continue
-        backend: Backend | None = numpy_backend if numpy_backend.recognises(array) else find(array)
-        if backend is None:
+        library = find(array)
+        if library is None:
             others = "".join(
                 f", {name} ({how_to_install(name)})" for name in names() if name != "numpy"
             )
@@ -76,13 +84,25 @@ def backend_of(**arrays: Any) -> Backend:
                 f"{argument}: no backend for {describe(array)}; expected a list, a number, or "
                 f"an array of numpy{others}"
             )
-        found.setdefault(backend.name, (backend, f"{argument} is {describe(array)}"))
+        found.setdefault(library.name, (library, f"{argument} is {describe(array)}"))
     if len(found) > 1:
         raise TypeError(
             "all arrays of a call must come from one library, but "
             + " and ".join(where for _, where in found.values())
         )
-    return next(iter(found.values()))[0]
+    return next(iter(found.values()))[0] if found else numpy_backend
+
+
+def backend_of(**arrays: Any) -> Backend:
+    """As `library_of`, for functions that take no arrays by way of an adapter."""
+    library = library_of(**arrays)
+    if isinstance(library, Adapter):
+        given = next(name for name, array in arrays.items() if library.recognises(array))
+        raise TypeError(
+            f"{given}: expected an array that is computed on as it is, got "
+            f"{describe(arrays[given])}: convert it to an array of NumPy first"
+        )
+    return library
 
 
 def how_to_install(name: str) -> str:

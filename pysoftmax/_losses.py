@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 
 from pysoftmax import _arguments as check
-from pysoftmax._dispatch import backend_of
+from pysoftmax._dispatch import library_of
+from pysoftmax.adapters import Adapter
 from pysoftmax.backends import Array, Backend
 from pysoftmax.backends.numpy import fast_binary_cross_entropy, fast_cross_entropy
 
@@ -295,6 +296,16 @@ def _reduced(total: float, divisor: float, dtype: Any) -> Any:
     return dtype.type(total / divisor if divisor else np.nan)
 
 
+def _adapted(
+    adapter: Adapter, name: str, arguments: dict[str, Any], with_grad: bool, grad_out: Any
+) -> tuple[Any, Any]:
+    """The loss, and if asked for its gradient, through an adapter."""
+    if not with_grad:
+        return adapter.call(name, arguments), None
+    loss, grad = adapter.call(f"{name}_with_grad", {**arguments, "grad_out": grad_out})
+    return loss, grad
+
+
 def _cross_entropy(
     logits: Any,
     target: Any,
@@ -322,7 +333,24 @@ def _cross_entropy(
     )
     if result is not None:
         return result
-    backend = backend_of(logits=logits, target=target, weight=weight)
+    backend = library_of(logits=logits, target=target, weight=weight)
+    if isinstance(backend, Adapter):
+        return _adapted(
+            backend,
+            "cross_entropy",
+            {
+                "logits": logits,
+                "target": target,
+                "axis": axis,
+                "weight": weight,
+                "ignore_index": ignore_index,
+                "label_smoothing": label_smoothing,
+                "reduction": reduction,
+                "temperature": temperature,
+            },
+            with_grad,
+            grad_out,
+        )
     array, truth = backend.as_array(logits), backend.as_array(target)
     wanted = check.choose_dtype(array, None)
     axis = check.normalize_axis(axis, array.ndim)
@@ -379,7 +407,21 @@ def _binary_cross_entropy(
     )
     if result is not None:
         return result
-    backend = backend_of(logits=logits, target=target, weight=weight, pos_weight=pos_weight)
+    backend = library_of(logits=logits, target=target, weight=weight, pos_weight=pos_weight)
+    if isinstance(backend, Adapter):
+        return _adapted(
+            backend,
+            "binary_cross_entropy_with_logits",
+            {
+                "logits": logits,
+                "target": target,
+                "weight": weight,
+                "pos_weight": pos_weight,
+                "reduction": reduction,
+            },
+            with_grad,
+            grad_out,
+        )
     array, truth = backend.as_array(logits), backend.as_array(target)
     wanted = check.choose_dtype(array, None)
     check.result_dtype(truth.dtype)

@@ -3,7 +3,8 @@
 from typing import Any
 
 from pysoftmax import _arguments as check
-from pysoftmax._dispatch import backend_of
+from pysoftmax._dispatch import library_of
+from pysoftmax.adapters import Adapter
 from pysoftmax.backends.numpy import fast_log_sigmoid, fast_sigmoid
 
 __all__ = ["log_sigmoid", "sigmoid"]
@@ -77,7 +78,9 @@ def log_sigmoid(x: Any, *, dtype: Any = None, out: Any = None) -> Any:
 
 
 def _map(name: str, x: Any, dtype: Any, out: Any) -> Any:
-    backend = backend_of(x=x)
+    backend = library_of(x=x)
+    if isinstance(backend, Adapter):
+        return backend.call(name, {"x": x, "dtype": dtype, "out": out})
     array = backend.as_array(x)
     result = check.output(out, array.shape, check.choose_dtype(array, dtype), backend, array)
     if array.size:

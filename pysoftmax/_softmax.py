@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 
 from pysoftmax import _arguments as check
-from pysoftmax._dispatch import backend_of
+from pysoftmax._dispatch import library_of
+from pysoftmax.adapters import Adapter
 from pysoftmax.backends import Array, Backend
 from pysoftmax.backends.numpy import (
     fast_log_softmax,
@@ -293,7 +294,10 @@ def log_softmax_vjp(
 
 def _map(name: str, x: Any, axis: Any, temperature: Any, where: Any, dtype: Any, out: Any) -> Any:
     """softmax or log_softmax of anything."""
-    backend = backend_of(x=x, where=where)
+    backend = library_of(x=x, where=where)
+    if isinstance(backend, Adapter):
+        options = {"temperature": temperature, "where": where, "dtype": dtype, "out": out}
+        return backend.call(name, {"x": x, "axis": axis, **options})
     array, where = check.masked(backend, x, where)
     axes = check.normalize_axes(axis, array.ndim)
     temperature = check.check_temperature(temperature, check.reduced_shape(array.shape, axes))
@@ -315,7 +319,10 @@ def _logsumexp(
     out: Any,
 ) -> Any:
     """logsumexp with all its options."""
-    backend = backend_of(x=x, b=b, where=where)
+    backend = library_of(x=x, b=b, where=where)
+    if isinstance(backend, Adapter):
+        options = {"keepdims": keepdims, "return_sign": return_sign, "dtype": dtype, "out": out}
+        return backend.call("logsumexp", {"x": x, "axis": axis, "b": b, "where": where, **options})
     array, where = check.masked(backend, x, where)
     if b is not None:
         factor = backend.as_array(b)
@@ -387,7 +394,11 @@ def _log_of_weighted_sum(
 
 def _vjp(name: str, grad_output: Any, values: Any, axis: Any, temperature: Any, out: Any) -> Any:
     """softmax_vjp or log_softmax_vjp of anything."""
-    backend = backend_of(grad_output=grad_output, values=values)
+    forward = "probabilities" if name == "softmax_vjp" else "log_probabilities"
+    backend = library_of(**{"grad_output": grad_output, forward: values})
+    if isinstance(backend, Adapter):
+        options = {"axis": axis, "temperature": temperature, "out": out}
+        return backend.call(name, {"grad_output": grad_output, forward: values, **options})
     grad, array = backend.as_array(grad_output), backend.as_array(values)
     if grad.shape != array.shape:
         raise ValueError(

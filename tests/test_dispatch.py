@@ -7,7 +7,27 @@ import pytest
 
 import pysoftmax as ps
 from pysoftmax import _dispatch
+from pysoftmax.adapters import Adapter
 from pysoftmax.backends import numpy as numpy_backend
+
+X = np.array([[1.0, 2.0, 3.5], [0.5, -1.0, 2.0]])
+LABELS = np.array([2, 0])
+BITS = np.array([[0.0, 1.0, 1.0], [1.0, 0.0, 0.5]])
+
+# Every public function of arrays: its arrays, and some of its options.
+CALLS = {
+    "softmax": ((X,), {"axis": 0, "temperature": 2.0}),
+    "log_softmax": ((X,), {"dtype": np.float32}),
+    "logsumexp": ((X,), {"keepdims": True, "return_sign": True}),
+    "cross_entropy": ((X, LABELS), {"reduction": "none", "weight": [1, 2, 3]}),
+    "cross_entropy_with_grad": ((X, LABELS), {"label_smoothing": 0.1}),
+    "sigmoid": ((X,), {}),
+    "log_sigmoid": ((X,), {"dtype": np.float32}),
+    "binary_cross_entropy_with_logits": ((X, BITS), {"reduction": "sum"}),
+    "binary_cross_entropy_with_logits_with_grad": ((X, BITS), {"pos_weight": 2.0}),
+    "softmax_vjp": ((X, BITS), {"axis": None}),
+    "log_softmax_vjp": ((X, BITS), {"temperature": 0.5}),
+}
 
 
 class Boxed:
@@ -62,3 +82,60 @@ def test_numpy_arrays_never_ask_for_other_backends(monkeypatch):
     ps.softmax(x)
     ps.softmax(x, temperature=2)
     ps.cross_entropy(x, [0, 1])
+
+
+def test_lists_and_numbers_go_with_arrays_of_any_library(boxes):
+    logits = np.array([[1.0, 2.0, 3.0]])
+    loss = ps.cross_entropy(Boxed(logits), [2], weight=[1, 2, 3], reduction="sum")
+    assert loss == ps.cross_entropy(logits, [2], weight=[1, 2, 3], reduction="sum")
+
+
+# --- adapters -----------------------------------------------------------------------------------
+
+
+class Letter:
+    """An array of a library that an adapter takes in."""
+
+    def __init__(self, values):
+        self.values = values
+
+
+class Letters(Adapter):
+    """Keeps what it was asked, and answers from what is inside the letters."""
+
+    name = library = "letters"
+
+    def __init__(self):
+        self.asked = []
+
+    def recognises(self, array):
+        return isinstance(array, Letter)
+
+    def call(self, function, arguments):
+        self.asked.append(function)
+        inside = {k: v.values if isinstance(v, Letter) else v for k, v in arguments.items()}
+        return "answer", getattr(ps, function)(**inside)
+
+
+@pytest.fixture
+def letters(monkeypatch):
+    adapter = Letters()
+    entry = types.SimpleNamespace(name="letters", load=lambda: adapter)
+    monkeypatch.setattr(_dispatch, "third_party", lambda: {"letters": entry})
+    _dispatch.load.cache_clear()
+    yield adapter
+    _dispatch.load.cache_clear()
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_an_adapter_is_given_every_public_call_as_it_was_made(letters, name):
+    arrays, options = CALLS[name]
+    answer, result = getattr(ps, name)(*map(Letter, arrays), **options)
+    assert answer == "answer"
+    assert letters.asked == [name]
+    np.testing.assert_equal(result, getattr(ps, name)(*arrays, **options))
+
+
+def test_functions_without_adapters_say_what_to_do(letters):
+    with pytest.raises(TypeError, match=r"logits: expected .*got .*Letter: convert it"):
+        ps.sample(Letter(np.zeros((2, 3))))
