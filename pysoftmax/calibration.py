@@ -557,16 +557,21 @@ def _fit_vector(
     taken = np.zeros(len(steps.unit))
     nll, evaluations, stopped = start.nll_after, start.iterations, ""
     if taken.size:
+        limits = steps.limits(lowest, highest)
         found = minimize(
             steps.objective,
             taken,
             jac=True,
             method="L-BFGS-B",
-            bounds=steps.limits(lowest, highest),
+            bounds=limits,
             options={"maxiter": _MOST_ITERATIONS, "maxcor": 20, "ftol": 1e-15, "gtol": 1e-8},
         )
         taken, nll, evaluations = found.x, float(found.fun), evaluations + found.nfev
-        stopped = "" if found.success else found.message
+        # A line search that finds nothing lower has arrived, where all that the slopes still
+        # promise is lost in rounding.
+        downhill = np.clip(taken - found.jac, *limits.T) - taken
+        arrived = 0.5 * float(downhill @ downhill) <= 1e-12 * nll
+        stopped = "" if found.success or arrived else found.message
     scale, bias = steps.parameters(taken)
     at_bound = (scale <= lowest * (1 + 1e-9)) | (scale >= highest * (1 - 1e-9))
     growing = ~at_bound & (False if stopped else steps.undetermined(scale, bias))
