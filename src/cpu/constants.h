@@ -1,4 +1,4 @@
-/* The constants of the kernels in the precision of `real`.
+/* The constants of the kernels, for the CPU and for CUDA, in the precision of `real`.
  *
  * Polynomials: minimax, from tools/minimax.py, which prints these lines.
  * ln 2 in two parts: Cody & Waite 1980, chapter 6.
@@ -6,7 +6,11 @@
 #ifndef PYSOFTMAX_CONSTANTS_H
 #define PYSOFTMAX_CONSTANTS_H
 
-#include <float.h>
+#include "units.h"
+
+#ifndef TABLE
+#define TABLE static const
+#endif
 
 enum {
     LANES = LANE_ROW_BYTES / sizeof(real),
@@ -16,7 +20,7 @@ enum {
 };
 
 #if PYSOFTMAX_DOUBLE
-#define REAL_MAX DBL_MAX
+#define REAL_MAX 0x1.fffffffffffffp+1023
 #define LOG2E 0x1.71547652b82fep+0
 #define LN2_HIGH 0x1.62e42fefa39efp-1
 #define LN2_LOW 0x1.abc9e3b39803fp-56
@@ -38,13 +42,13 @@ enum {
 #define DEEP (-900)
 #define DEEP_SPLIT 64
 #define EXP_DEGREE 10
-static const real EXP_TAIL[EXP_DEGREE] = {
+TABLE real EXP_TAIL[EXP_DEGREE] = {
     0x1.000000000000ap-1,  0x1.55555555554f7p-3,  0x1.55555555506ebp-5,  0x1.111111112836ep-7,
     0x1.6c16c18488953p-10, 0x1.a01a012881e85p-13, 0x1.a01998fd5636bp-16, 0x1.71df27c592f51p-19,
     0x1.28ae78f9f1f6dp-22, 0x1.ad7e34b825469p-26,
 };
 #else
-#define REAL_MAX FLT_MAX
+#define REAL_MAX 0x1.fffffep+127f
 #define LOG2E 0x1.715476p+0f
 #define LN2_HIGH 0x1.62e43p-1f
 #define LN2_LOW -0x1.05c61p-29f
@@ -59,7 +63,7 @@ static const real EXP_TAIL[EXP_DEGREE] = {
 #define DEEP (-80)
 #define DEEP_SPLIT 30
 #define EXP_DEGREE 5
-static const real EXP_TAIL[EXP_DEGREE] = {
+TABLE real EXP_TAIL[EXP_DEGREE] = {
     0x1.fffffap-2f, 0x1.555464p-3f, 0x1.5559c4p-5f, 0x1.125a1ep-7f, 0x1.69eedcp-10f,
 };
 #endif
@@ -67,7 +71,7 @@ static const real EXP_TAIL[EXP_DEGREE] = {
 /* (atanh(s) / s - 1) / s^2 in powers of s^2 <= 1/9, for log1p; in double also for the
  * one logarithm a row needs, whatever `real` is. */
 #define LOG_DEGREE_DOUBLE 10
-static const double ATANH_TAIL_DOUBLE[LOG_DEGREE_DOUBLE] = {
+TABLE double ATANH_TAIL_DOUBLE[LOG_DEGREE_DOUBLE] = {
     0x1.5555555555535p-2, 0x1.99999999a06c1p-3, 0x1.249249209114cp-3, 0x1.c71c741a057b7p-4,
     0x1.745cb459d8b7dp-4, 0x1.3b1dd3a9530e3p-4, 0x1.10682f093910bp-4, 0x1.efd18a0e132b1p-5,
     0x1.55cf67252ca8cp-5, 0x1.5c5c14a98990ap-4,
@@ -77,7 +81,7 @@ static const double ATANH_TAIL_DOUBLE[LOG_DEGREE_DOUBLE] = {
 #define ATANH_TAIL ATANH_TAIL_DOUBLE
 #else
 #define LOG_DEGREE 4
-static const real ATANH_TAIL[LOG_DEGREE] = {
+TABLE real ATANH_TAIL[LOG_DEGREE] = {
     0x1.555502p-2f, 0x1.99d208p-3f, 0x1.1ebd0cp-3f, 0x1.1ed7c0p-3f,
 };
 #endif

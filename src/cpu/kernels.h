@@ -10,12 +10,7 @@
 #include <Python.h>
 #include <stdint.h>
 
-/* The units of the numeric contract (docs/numerics.md), in bytes of one row. */
-#define LANE_ROW_BYTES 256
-#define CHUNK_BYTES (8 * LANE_ROW_BYTES)
-#define BLOCK_BYTES (4 * CHUNK_BYTES)
-/* What one thread takes of a row that several share: 32 blocks. */
-#define PIECE_BYTES (32 * BLOCK_BYTES)
+#include "units.h"
 
 /* A strided operand seen as (outer, n, inner); strides in bytes. */
 typedef struct {

@@ -1,0 +1,119 @@
+// exp and the one logarithm of a row: twin of src/cpu/exp_log.pxi, where the mathematics stands.
+
+// How a row is looked at: decided once, then constant over the row.
+struct View {
+    double temperature;         // > 0, or inf
+    real shift;                 // c: 0, or the row's maximum where that is huge
+    real beta_high, beta_low;   // 1 / temperature, in two reals
+    bool limit;                 // temperature 0: the limit is taken
+};
+
+// What exp_scaled needs to know of a block.
+struct Scale {
+    real magic, lowest;
+};
+
+// 2^exponent for an integer exponent <= 0, down to the smallest subnormal, then 0.
+DEVICE double power_of_two(double exponent) {
+    int e = (int)d_max(exponent, -1100.0);
+    if (e >= -1022) return __longlong_as_double((long long)(e + 1023) << 52);
+    return e >= -1074 ? __longlong_as_double(1ll << (e + 1074)) : 0.0;
+}
+
+DEVICE View view_of(double temperature, double shift) {
+    View view;
+    double beta = __ddiv_rn(1.0, temperature);
+    view.limit = beta > REAL_MAX;
+    view.temperature = temperature;
+    view.shift = (real)shift;
+    view.beta_high = (real)beta;
+    view.beta_low =
+        beta != 0 ? (real)__ddiv_rn(__fma_rn(-(double)view.beta_high, temperature, 1.0), temperature)
+                  : (real)0;
+    return view;
+}
+
+// Whether z = (m - c) / T may be reduced without taking the maximum off first.
+template <bool general> DEVICE bool in_reach(const View &view, real m) {
+    return r_abs(general ? (real)((m - (double)view.shift) * view.beta_high) : m) <= ANCHOR;
+}
+
+// K for the maximum m: (m - c) / T * log2 e, rounded to an even integer.
+template <bool general> DEVICE real exponent_of(const View &view, real m) {
+    real z = general ? (real)((m - (double)view.shift) * view.beta_high) : m;
+    z = r_max(z, -(real)ANCHOR);
+    real half = (z * (real)(LOG2E / 2) + (real)MAGIC) - (real)MAGIC;
+    return half + half;
+}
+
+template <bool general> DEVICE Scale scale_of(const View &view, real exponent) {
+    Scale scale;
+    scale.magic = (real)(MAGIC + (HEADROOM + BIAS)) - exponent;
+    scale.lowest = ((exponent - HEADROOM) + LOWEST_EXPONENT) * (real)LN2_HIGH;
+    if (general)
+        scale.lowest = r_max((real)(scale.lowest * view.temperature), -(real)REAL_MAX);
+    return scale;
+}
+
+DEVICE real exp_polynomial(real r) {
+    real p = EXP_TAIL[EXP_DEGREE - 1];
+    UNROLL for (int k = EXP_DEGREE - 2; k >= 0; k--) p = r_fma(p, r, EXP_TAIL[k]);
+    return r_fma(r_fma(p, r, 1), r, 1);
+}
+
+// exp((x - c) / T) 2^(HEADROOM - K); zero where no probability could come of it.
+template <bool general> DEVICE real exp_scaled(real x, const View &view, const Scale &scale) {
+    real d = x, z = x, low = 0;
+    if (general) {
+        d = x - view.shift;
+        z = d * view.beta_high;
+        low = r_fma(d, view.beta_low, r_fma(d, view.beta_high, 0 - z));
+    }
+    real shifted = r_fma(z, (real)LOG2E, scale.magic);
+    real t = shifted - scale.magic;
+    real r = r_fma(t, (real)-LN2_LOW, r_fma(t, (real)-LN2_HIGH, z));
+    if (general) r = r + low;
+    // A product, not an addition to the exponent field: it lets NaN through.
+    real e = exp_polynomial(r) * as_real(as_bits(shifted) << SIGNIFICAND);
+    return d < scale.lowest ? 0 : e;
+}
+
+// exp(x) for x <= 0, with gradual underflow.
+DEVICE real exp_of_negative(real x) {
+    View view;  // not looked at
+    return exp_scaled<false>(x, view, scale_of<false>(view, 0)) * (real)power_of_two(-HEADROOM);
+}
+
+// log(1 + z) for z in [0, 1].
+DEVICE real log1p_of_unit(real z) {
+    real s = z / (z + 2), w = s * s, p = ATANH_TAIL[LOG_DEGREE - 1], s2 = s + s;
+    UNROLL for (int k = LOG_DEGREE - 2; k >= 0; k--) p = r_fma(p, w, ATANH_TAIL[k]);
+    return r_fma(p * w, s2, s2);
+}
+
+// x = significand * 2^exponent with a significand in [sqrt(1/2), sqrt(2)); x normal, > 0.
+DEVICE double significand_of(double x, double *exponent) {
+    uint64 word = (uint64)__double_as_longlong(x);
+    // Adding the distance from sqrt(1/2) to 1 carries into the exponent field.
+    uint64 biased = (word + (0x3ff0000000000000ull - 0x3fe6a09e667f3bcdull)) >> 52;
+    *exponent = (double)(int)biased - 1023;
+    return __longlong_as_double((long long)(word - (biased << 52) + 0x3ff0000000000000ull));
+}
+
+// log1p(rest / unit) for rest >= 0, unit > 0.
+DEVICE double log1p_of_ratio(double rest, double unit) {
+    double k, k_unit;
+    double f = significand_of(rest + unit, &k), f_unit = significand_of(unit, &k_unit);
+    const bool small = rest <= unit;
+    double s = __ddiv_rn(small ? rest : f - f_unit, small ? rest + 2 * unit : f + f_unit);
+    k = small ? 0 : k - k_unit;
+    double w = s * s, w2 = w * w, even = ATANH_TAIL_DOUBLE[8], odd = ATANH_TAIL_DOUBLE[9];
+    UNROLL for (int i = 6; i >= 0; i -= 2) {
+        even = __fma_rn(even, w2, ATANH_TAIL_DOUBLE[i]);
+        odd = __fma_rn(odd, w2, ATANH_TAIL_DOUBLE[i + 1]);
+    }
+    double p = __fma_rn(odd, w, even);
+    // rest - rest: NaN would be lost in the significand's bits.
+    return k * LN2_HIGH_DOUBLE + (__fma_rn(p * w, s + s, s + s) + k * LN2_LOW_DOUBLE)
+           + (rest - rest);
+}
