@@ -88,21 +88,26 @@ def check_real(name: str, value: Any, lowest: float, highest: float) -> float:
     return float(number)
 
 
-def check_temperature(temperature: Any, rows: tuple[int, ...], gradient: bool = False) -> Any:
+def check_temperature(
+    backend: Backend, temperature: Any, rows: tuple[int, ...], gradient: bool = False
+) -> Any:
     """A float, or an array of float64 with one temperature per row."""
-    values = np.asarray(temperature)
+    # A number is looked at here, not on a device.
+    scalar = isinstance(temperature, bool | int | float | np.generic)
+    values = np.asarray(temperature) if scalar else backend.as_array(temperature)
     if values.dtype.kind not in "biuf":
         raise TypeError(f"temperature must be a real number or array, got {temperature!r}")
     values = values.astype(np.float64)
     if not (values >= 0).all():
-        worst = values[~(values >= 0)].flat[0]
+        worst = values[~(values >= 0)].ravel()[0]
         raise ValueError(f"temperature must be >= 0 and not NaN, got {worst}")
     if gradient and not (values > 0).all():
         raise ValueError("temperature must be > 0 for a gradient, got 0")
     if values.ndim == 0:
         return float(values)
+    xp = backend.namespace
     try:
-        return np.ascontiguousarray(np.broadcast_to(values, rows))
+        return xp.ascontiguousarray(xp.broadcast_to(values, rows))
     except ValueError:
         raise ValueError(
             f"temperature must broadcast against the shape of the rows {rows}, "

@@ -7,7 +7,7 @@ import numpy as np
 from pysoftmax import _arguments as check
 from pysoftmax._dispatch import library_of
 from pysoftmax.adapters import Adapter
-from pysoftmax.backends import Array, Backend
+from pysoftmax.backends import Array, Backend, Number
 from pysoftmax.backends.numpy import fast_binary_cross_entropy, fast_cross_entropy
 
 __all__ = [
@@ -264,8 +264,7 @@ def _check_target(
         raise ValueError(
             f"target probabilities must have the shape of the logits {shape}, got {target.shape}"
         )
-    if target.size and not target.min() >= 0:
-        raise ValueError("target probabilities must be >= 0 and not NaN")
+    backend.check_within("target probabilities", target, 0, np.inf)
     return False
 
 
@@ -285,15 +284,6 @@ def _check_smoothing(label_smoothing: float) -> float:
     if not 0 <= smoothing <= 1:
         raise ValueError(f"label_smoothing must be in [0, 1], got {label_smoothing}")
     return smoothing
-
-
-def _divisor(reduction: str, count: float) -> float:
-    """What the sum of the losses is divided by."""
-    return count if reduction == "mean" else 1.0
-
-
-def _reduced(total: float, divisor: float, dtype: Any) -> Any:
-    return dtype.type(total / divisor if divisor else np.nan)
 
 
 def _adapted(
@@ -355,7 +345,7 @@ def _cross_entropy(
     wanted = check.choose_dtype(array, None)
     axis = check.normalize_axis(axis, array.ndim)
     rows = check.reduced_shape(array.shape, (axis,))
-    temperature = check.check_temperature(temperature, rows, with_grad)
+    temperature = check.check_temperature(backend, temperature, rows, with_grad)
     smoothing = _check_smoothing(label_smoothing)
     factors = _check_weight(backend, weight, array.shape[axis])
     labelled = _check_target(backend, truth, array.shape, axis, ignore_index)
@@ -363,10 +353,11 @@ def _cross_entropy(
     if with_grad:
         grad = check.output(grad_out, array.shape, wanted, backend, array, "grad_out")
 
-    count = float(np.prod(rows))
-    if labelled:
-        count = backend.sum_of_weights(truth, factors, ignore_index)
-    divisor = _divisor(reduction, count)
+    divisor: Number = 1.0
+    if reduction == "mean":
+        divisor = float(np.prod(rows))
+        if labelled:
+            divisor = backend.sum_of_weights(truth, factors, ignore_index)
     loss = backend.empty(
         rows, wanted if reduction == "none" else check.summing_dtype(wanted), array
     )
@@ -381,14 +372,14 @@ def _cross_entropy(
             temperature,
             loss,
             grad,
-            1 / divisor if divisor else 0.0,
+            divisor,
         )
     else:
         loss[...] = 0
     if reduction == "none":
         value = backend.wrap(loss, None)
     else:
-        value = _reduced(backend.sum(loss), divisor, wanted)
+        value = backend.quotient(backend.sum(loss), divisor, wanted)
     return value, backend.wrap(grad, logits) if with_grad and grad_out is None else grad
 
 
@@ -429,22 +420,24 @@ def _binary_cross_entropy(
         raise ValueError(
             f"target must have the shape of the logits {array.shape}, got {truth.shape}"
         )
-    if truth.size and not (truth.min() >= 0 and truth.max() <= 1):
-        raise ValueError("target must be in [0, 1] and not NaN")
+    backend.check_within("target", truth, 0, 1)
     weights = _check_factor(backend, weight, array, "weight")
     pos_weights = _check_factor(backend, pos_weight, array, "pos_weight")
     grad = None
     if with_grad:
         grad = check.output(grad_out, array.shape, wanted, backend, array, "grad_out")
 
-    divisor = _divisor(reduction, float(array.size))
+    divisor = float(array.size) if reduction == "mean" else 1.0
     loss = backend.empty(array.shape, wanted, array) if reduction == "none" else None
-    total = 0.0
+    total: Number = 0.0
     if array.size:
         total = backend.binary_cross_entropy(
-            array, truth, weights, pos_weights, loss, grad, 1 / divisor
+            array, truth, weights, pos_weights, loss, grad, divisor
         )
-    value = _reduced(total, divisor, wanted) if loss is None else backend.wrap(loss, logits)
+    if loss is None:
+        value = backend.quotient(total, divisor, wanted)
+    else:
+        value = backend.wrap(loss, logits)
     return value, backend.wrap(grad, logits) if with_grad and grad_out is None else grad
 
 

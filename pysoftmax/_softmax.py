@@ -300,7 +300,9 @@ def _map(name: str, x: Any, axis: Any, temperature: Any, where: Any, dtype: Any,
         return backend.call(name, {"x": x, "axis": axis, **options})
     array, where = check.masked(backend, x, where)
     axes = check.normalize_axes(axis, array.ndim)
-    temperature = check.check_temperature(temperature, check.reduced_shape(array.shape, axes))
+    temperature = check.check_temperature(
+        backend, temperature, check.reduced_shape(array.shape, axes)
+    )
     where = check.check_where(where, array.shape, backend)
     result = check.output(out, array.shape, check.choose_dtype(array, dtype), backend, array)
     if array.size:
@@ -407,7 +409,7 @@ def _vjp(name: str, grad_output: Any, values: Any, axis: Any, temperature: Any, 
     check.result_dtype(grad.dtype)
     axes = check.normalize_axes(axis, array.ndim)
     temperature = check.check_temperature(
-        temperature, check.reduced_shape(array.shape, axes), gradient=True
+        backend, temperature, check.reduced_shape(array.shape, axes), gradient=True
     )
     result = check.output(out, array.shape, check.choose_dtype(array, None), backend, array)
     if array.size:

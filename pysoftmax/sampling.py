@@ -130,7 +130,7 @@ def sample(
     dtype = check.summing_dtype(check.result_dtype(array.dtype))
     axis = check.normalize_axis(axis, array.ndim)
     shape = check.reduced_shape(array.shape, (axis,))
-    temperature = check.check_temperature(temperature, shape)
+    temperature = check.check_temperature(backend, temperature, shape)
     mask = check.check_where(mask, array.shape, backend)
     scores = classes_last(backend, array, axis)
     *rows, classes = scores.shape

@@ -499,7 +499,7 @@ class _Survey:
         self.activation = activation
         self.given = temperature
         self.temperature = check.check_temperature(
-            1.0 if temperature is None else temperature, data.outer
+            data.backend, 1.0 if temperature is None else temperature, data.outer
         )
         if activation == "sigmoid" and not np.all(self.temperature):
             raise ValueError("temperature must be > 0 for sigmoid, got 0")

@@ -16,6 +16,8 @@ Adding a backend is adding one module with these functions and naming it in
 from typing import Any, Protocol, runtime_checkable
 
 Array = Any
+# A float, or an array of float64 without dimensions where reading it would wait for a device.
+Number = Any
 
 
 @runtime_checkable
@@ -79,21 +81,30 @@ class Backend(Protocol):
         temperature: Any,
         loss: Array,
         grad: Array | None,
-        scale: float,
+        divisor: Number,
     ) -> None:
-        """One loss per row into `loss` and, unless None, `scale` times its gradient."""
+        """One loss per row into `loss` and, unless None, its gradient over `divisor`.
+
+        The gradient is 0 where `divisor` is.
+        """
 
     def check_labels(self, target: Array, classes: int, ignore_index: int) -> None:
         """IndexError for the first label outside [0, classes) that is not ignored."""
 
-    def sum_of_weights(self, target: Array, weight: Array | None, ignore_index: int) -> float:
+    def check_within(self, name: str, array: Array, lowest: float, highest: float) -> None:
+        """ValueError unless every element is in [lowest, highest]."""
+
+    def sum_of_weights(self, target: Array, weight: Array | None, ignore_index: int) -> Number:
         """What a mean over class-index targets divides by."""
 
     def dot(self, x: Array, y: Array, axis: tuple[int, ...], out: Array) -> None:
         """Sum of products into `out`, of the reduced shape, in the contract's order."""
 
-    def sum(self, x: Array) -> float:
+    def sum(self, x: Array) -> Number:
         """Sum of all elements in the order of the numeric contract."""
+
+    def quotient(self, total: Number, divisor: Number, dtype: Any) -> Any:
+        """`total` over `divisor` as a scalar of the library; NaN where `divisor` is 0."""
 
     def sigmoid(self, x: Array, out: Array) -> None:
         """1 / (1 + exp(-x)) into `out`."""
@@ -109,11 +120,11 @@ class Backend(Protocol):
         pos_weight: Array | None,
         loss: Array | None,
         grad: Array | None,
-        scale: float,
-    ) -> float:
+        divisor: Number,
+    ) -> Number:
         """One loss per element into `loss`, or if that is None return their sum.
 
-        Unless `grad` is None, `scale` times the gradient goes there.
+        Unless `grad` is None, the gradient over `divisor` goes there.
         """
 
     def softmax_vjp(

@@ -101,7 +101,7 @@ class Start:
 
 @dataclass(frozen=True)
 class Units:
-    """The units of the numeric contract for an element type, in columns, and what a thread holds."""
+    """The units of the numeric contract for an element type, and what a thread holds."""
 
     vector: int  # elements of 16 bytes
     lanes: int  # columns of a lane row

@@ -321,7 +321,7 @@ def cross_entropy(
     temperature: Any,
     loss: Array,
     grad: Array | None,
-    scale: float,
+    divisor: float,
 ) -> None:
     axes = (axis,)
     wanted = loss.dtype if grad is None else grad.dtype
@@ -343,7 +343,7 @@ def cross_entropy(
         ignore_index=ignore_index,
         class_weight=None if weight is None else np.ascontiguousarray(weight),
         label_smoothing=label_smoothing,
-        gradient_scale=scale,
+        gradient_scale=1 / divisor if divisor else 0.0,
     )
     if row_out is not loss:
         loss[...] = row_out
@@ -370,12 +370,21 @@ def check_labels(target: Array, classes: int, ignore_index: int) -> None:
     )
 
 
+def check_within(name: str, array: Array, lowest: float, highest: float) -> None:
+    if array.size and not (array.min() >= lowest and array.max() <= highest):
+        raise ValueError(f"{name} must be in [{lowest:g}, {highest:g}] and not NaN")
+
+
 def sum_of_weights(target: Array, weight: Array | None, ignore_index: int) -> float:
     return cpu.sum_of_weights(_labels(target), weight, ignore_index)
 
 
 def sum(x: Array) -> float:
     return cpu.total(np.ascontiguousarray(_computable(x, x.dtype)))
+
+
+def quotient(total: float, divisor: float, dtype: np.dtype[Any]) -> Any:
+    return dtype.type(total / divisor if divisor else np.nan)
 
 
 def sigmoid(x: Array, out: Array) -> None:
@@ -418,7 +427,7 @@ def binary_cross_entropy(
     pos_weight: Array | None,
     loss: Array | None,
     grad: Array | None,
-    scale: float,
+    divisor: float,
 ) -> float:
     wanted = next((o.dtype for o in (loss, grad) if o is not None), None)
     if wanted is None:
@@ -429,7 +438,7 @@ def binary_cross_entropy(
     v = None if pos_weight is None else _contiguous(pos_weight, x.dtype)
     grads = None if grad is None else _flat_output(grad, x, y, w, v)
     losses = None if loss is None else _flat_output(loss)
-    total = cpu.binary_cross_entropy(x, y, w, v, losses, grads, scale)
+    total = cpu.binary_cross_entropy(x, y, w, v, losses, grads, 1 / divisor)
     if grad is not None and grads is not grad:
         grad[...] = grads
     if loss is not None and losses is not loss:

@@ -5,10 +5,12 @@
 // compiled with -fmad=false -ftz=false, so that a product and a sum are fused only where the
 // numeric contract says so, and subnormals stay.
 
+#ifdef __CUDACC__
 #if ELEMENT_BITS == 16 && BFLOAT16
 #include <cuda_bf16.h>
 #elif ELEMENT_BITS == 16
 #include <cuda_fp16.h>
+#endif
 #endif
 
 typedef long long int64;
