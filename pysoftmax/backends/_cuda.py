@@ -191,7 +191,7 @@ def _short_rows(unit: Units, rows: int, n: int) -> Launch:
 def _long_rows(rows: int, warps: int, cluster: int) -> Launch:
     shared = (warps + 2) * PARTIAL_BYTES
     start = Start("long_rows", rows * cluster, warps * WARP, shared, cluster)
-    return Launch({"LONG_ROWS": 1, "CLUSTER": cluster}, (start,))
+    return Launch({"LONG_ROWS": 1, "CLUSTER_BLOCKS": cluster}, (start,))
 
 
 def plan_columns(itemsize: int, outer: int, n: int, inner: int) -> Launch | None:

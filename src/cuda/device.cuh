@@ -140,8 +140,8 @@ template <int width> DEVICE real lanes_max(real m) {
     extern __shared__ __align__(16) char dynamic_shared[]; \
     T *const name = reinterpret_cast<T *>(dynamic_shared)
 
-#if CLUSTER > 1
-#define CLUSTER_DIMS __cluster_dims__(CLUSTER, 1, 1)
+#if CLUSTER_BLOCKS > 1
+#define CLUSTER_DIMS __cluster_dims__(CLUSTER_BLOCKS, 1, 1)
 DEVICE int cluster_rank() {
     int rank;
     asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));

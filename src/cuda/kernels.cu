@@ -7,14 +7,14 @@
 //   DENSE                    1: a loss in which every class has a target weight of its own
 // and the kernel:
 //   SHORT_ROWS               with WIDTH and LANE_ROWS
-//   LONG_ROWS                with CLUSTER
+//   LONG_ROWS                with CLUSTER_BLOCKS
 //   STREAMED_ROWS
 //   NARROW_COLUMNS           with COLUMNS
 //   WIDE_COLUMNS             with CACHED
 //   ELEMENTWISE
 
-#ifndef CLUSTER
-#define CLUSTER 1
+#ifndef CLUSTER_BLOCKS
+#define CLUSTER_BLOCKS 1
 #endif
 #if defined(NARROW_COLUMNS) || defined(WIDE_COLUMNS)
 #define ALONG_COLUMNS 1

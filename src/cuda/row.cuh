@@ -826,7 +826,7 @@ extern "C" __global__ void __launch_bounds__(128) short_rows(const Task task) {
 // ------------------------------------------------------------------------------- long rows
 
 #if defined(LONG_ROWS)
-// A row to a thread block, or, with CLUSTER > 1, to a cluster of thread blocks: a block of the
+// A row to a thread block, or, with CLUSTER_BLOCKS > 1, to a cluster of thread blocks: a block of the
 // contract to a warp.
 extern "C" __global__ void __launch_bounds__(MOST_WARPS * WARP) CLUSTER_DIMS
     long_rows(const Task task) {
@@ -834,8 +834,8 @@ extern "C" __global__ void __launch_bounds__(MOST_WARPS * WARP) CLUSTER_DIMS
     const int warps = blockDim.x / WARP, warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
     Partial *own = partials + warps;
     Last *shared_last = (Last *)(own + 1);
-    const int rank = CLUSTER > 1 ? cluster_rank() : 0;
-    const Row row = row_of(task, blockIdx.x / CLUSTER);
+    const int rank = CLUSTER_BLOCKS > 1 ? cluster_rank() : 0;
+    const Row row = row_of(task, blockIdx.x / CLUSTER_BLOCKS);
     const View view = row_view(task, row.number);
     const int64 begin = ((int64)rank * warps + warp) * BLOCK;
     const int blocks = (int)((task.n + BLOCK - 1) / BLOCK);
@@ -861,11 +861,11 @@ extern "C" __global__ void __launch_bounds__(MOST_WARPS * WARP) CLUSTER_DIMS
         if (lane == 0) *own = whole;
         __syncwarp();
     }
-    if (CLUSTER > 1) cluster_sync();
+    if (CLUSTER_BLOCKS > 1) cluster_sync();
     if (warp == 0) {
         const int parts = (blocks + warps - 1) / warps;
         Partial whole = *own;
-        if (CLUSTER > 1) {
+        if (CLUSTER_BLOCKS > 1) {
             if (lane < parts) whole = *cluster_map(own, lane);
             whole = merge_lanes(whole, parts);
         }
@@ -878,14 +878,14 @@ extern "C" __global__ void __launch_bounds__(MOST_WARPS * WARP) CLUSTER_DIMS
     const Last last = *shared_last;
     if (last.special) {
         // The others may still be reading what this warp is going to write.
-        if (CLUSTER > 1) cluster_sync();
+        if (CLUSTER_BLOCKS > 1) cluster_sync();
         if (rank == 0 && warp == 0) special_row(task, row, view, (real)last.at_target);
         return;
     }
     if (HAS_OUT && begin < task.n)
         write_tile(GENERAL, task, row, begin, view, last, block.exponent, x);
     // Shared memory stays until all have read it.
-    if (CLUSTER > 1) cluster_sync();
+    if (CLUSTER_BLOCKS > 1) cluster_sync();
 }
 #endif
 
