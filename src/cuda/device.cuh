@@ -39,9 +39,11 @@ typedef real element;
 #ifdef __CUDACC__
 #define UNROLL _Pragma("unroll")
 #define NOT_UNROLLED _Pragma("unroll 1")
+#define ARGUMENT __grid_constant__  // its address may be taken without a copy
 #else
 #define UNROLL
 #define NOT_UNROLLED
+#define ARGUMENT
 #endif
 
 enum { WARP = 32, VECTOR = 16 / sizeof(element) };  // elements of a 16-byte load
@@ -57,6 +59,23 @@ DEVICE real r_fma(real a, real b, real c) { return __fmaf_rn(a, b, c); }
 DEVICE bits as_bits(real a) { return __float_as_uint(a); }
 DEVICE real as_real(bits a) { return __uint_as_float(a); }
 #endif
+// a / b, correctly rounded where neither b, a / b nor their remainders leave the normal numbers.
+// The steps that the compiler takes for such operands; it would add a call for all others, and
+// give up registers around it.
+DEVICE double normal_quotient(double a, double b) {
+#ifdef __CUDACC__
+    double y;
+    asm("rcp.approx.ftz.f64 %0, %1;" : "=d"(y) : "d"(b));
+    double e = __fma_rn(-b, y, 1.0);
+    y = __fma_rn(y, __fma_rn(e, e, e), y);
+    y = __fma_rn(y, __fma_rn(-b, y, 1.0), y);
+    const double q = a * y;
+    return __fma_rn(y, __fma_rn(-b, q, a), q);
+#else
+    return a / b;
+#endif
+}
+
 // Whichever is not NaN, like the CPU's, which pass NaN over.
 DEVICE real r_max(real a, real b) { return a > b ? a : b; }
 DEVICE double d_max(double a, double b) { return a > b ? a : b; }

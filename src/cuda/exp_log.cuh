@@ -105,7 +105,7 @@ DEVICE double log1p_of_ratio(double rest, double unit) {
     double k, k_unit;
     double f = significand_of(rest + unit, &k), f_unit = significand_of(unit, &k_unit);
     const bool small = rest <= unit;
-    double s = __ddiv_rn(small ? rest : f - f_unit, small ? rest + 2 * unit : f + f_unit);
+    double s = normal_quotient(small ? rest : f - f_unit, small ? rest + 2 * unit : f + f_unit);
     k = small ? 0 : k - k_unit;
     double w = s * s, w2 = w * w, even = ATANH_TAIL_DOUBLE[8], odd = ATANH_TAIL_DOUBLE[9];
     UNROLL for (int i = 6; i >= 0; i -= 2) {

@@ -451,14 +451,14 @@ DEVICE Last finish(const Task &task, int64 row, const View &view, const Partial 
     }
     if (STORES_EXP) {
         double numerator = 1;
-        const double sum = whole_sum(whole), inverse = __ddiv_rn(1.0, sum);
+        const double sum = whole_sum(whole), inverse = normal_quotient(1, sum);
         if (OPERATION == CROSS_ENTROPY_WITH_GRAD) {
             gradient = gradient_of(task, view);
             numerator = gradient * ((DENSE ? whole.q : 0) + spike);
             last.m = (real)-gradient;
             last.target_known = !DENSE && target_logit == (real)whole.max;
             last.at_target = last.target_known
-                                 ? -gradient * spike * __ddiv_rn(all_but_one(whole), sum)
+                                 ? -gradient * spike * normal_quotient(all_but_one(whole), sum)
                                  : gradient * spike;
         }
         last.high = (real)(numerator * inverse);
@@ -730,6 +730,13 @@ DEVICE View row_view(const Task &task, int64 row) {
     return view;
 }
 
+// A row that the kernels set aside, with its maximum, if they came so far. By a warp. Apart, so
+// that what is rare takes no registers from what is not.
+static __device__ __noinline__ void set_aside_row(const Task &task, int64 number, real m) {
+    const Row row = row_of(task, number);
+    if (!skip_row(task, row)) special_row(task, row, row_view(task, number), m);
+}
+
 // ------------------------------------------------------------------------------ short rows
 
 #if defined(SHORT_ROWS)
@@ -743,7 +750,7 @@ enum {
     SIDE_BY_SIDE = WARP / WIDTH,
 };
 
-extern "C" __global__ void __launch_bounds__(128) short_rows(const Task task) {
+extern "C" __global__ void __launch_bounds__(128, 5) short_rows(const ARGUMENT Task task) {
     const int lane = threadIdx.x % WARP, place = lane % WIDTH, group = lane - place;
     const int64 rows = task.outer, warp = ((int64)blockIdx.x * blockDim.x + threadIdx.x) / WARP;
     const int64 first = warp * SIDE_BY_SIDE * TOGETHER + lane / WIDTH;
@@ -816,9 +823,7 @@ extern "C" __global__ void __launch_bounds__(128) short_rows(const Task task) {
     }
     for (unsigned rest = set_aside; rest; rest &= rest - 1) {
         const int which = __ffs((int)rest) - 1;
-        const Row row = row_of(task, from_lane(own, which));
-        const real m = from_lane((real)mine.max, which);
-        if (!skip_row(task, row)) special_row(task, row, row_view(task, row.number), m);
+        set_aside_row(task, from_lane(own, which), from_lane((real)mine.max, which));
     }
 }
 #endif
@@ -829,7 +834,7 @@ extern "C" __global__ void __launch_bounds__(128) short_rows(const Task task) {
 // A row to a thread block, or, with CLUSTER_BLOCKS > 1, to a cluster of thread blocks: a block of the
 // contract to a warp.
 extern "C" __global__ void __launch_bounds__(MOST_WARPS * WARP) CLUSTER_DIMS
-    long_rows(const Task task) {
+    long_rows(const ARGUMENT Task task) {
     DYNAMIC_SHARED(Partial, partials);  // one per warp, one for the thread block; then Last
     const int warps = blockDim.x / WARP, warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
     Partial *own = partials + warps;
@@ -840,7 +845,7 @@ extern "C" __global__ void __launch_bounds__(MOST_WARPS * WARP) CLUSTER_DIMS
     const int64 begin = ((int64)rank * warps + warp) * BLOCK;
     const int blocks = (int)((task.n + BLOCK - 1) / BLOCK);
     if (is_ignored(task, row.number) || is_wrong(task, row.number)) {
-        if (rank == 0 && warp == 0) skip_row(task, row);
+        if (rank == 0 && warp == 0) set_aside_row(task, row.number, 0);
         return;
     }
     Tile x;
@@ -879,7 +884,7 @@ extern "C" __global__ void __launch_bounds__(MOST_WARPS * WARP) CLUSTER_DIMS
     if (last.special) {
         // The others may still be reading what this warp is going to write.
         if (CLUSTER_BLOCKS > 1) cluster_sync();
-        if (rank == 0 && warp == 0) special_row(task, row, view, (real)last.at_target);
+        if (rank == 0 && warp == 0) set_aside_row(task, row.number, (real)last.at_target);
         return;
     }
     if (HAS_OUT && begin < task.n)
@@ -896,7 +901,7 @@ extern "C" __global__ void __launch_bounds__(MOST_WARPS * WARP) CLUSTER_DIMS
 // block merges those of a row, then the blocks are read once more and written.
 DEVICE int64 blocks_of(const Task &task) { return (task.n + BLOCK - 1) / BLOCK; }
 
-extern "C" __global__ void __launch_bounds__(128) stream_sum(const Task task) {
+extern "C" __global__ void __launch_bounds__(128) stream_sum(const ARGUMENT Task task) {
     const int64 warp = ((int64)blockIdx.x * blockDim.x + threadIdx.x) / WARP;
     const int64 blocks = blocks_of(task), number = warp / blocks, begin = warp % blocks * BLOCK;
     if (number >= task.outer || is_ignored(task, number) || is_wrong(task, number)) return;
@@ -907,12 +912,12 @@ extern "C" __global__ void __launch_bounds__(128) stream_sum(const Task task) {
     if (threadIdx.x % WARP == 0) task.partials[warp] = block;
 }
 
-extern "C" __global__ void __launch_bounds__(512) stream_merge(const Task task) {
+extern "C" __global__ void __launch_bounds__(512) stream_merge(const ARGUMENT Task task) {
     const int64 blocks = blocks_of(task);
     const Row row = row_of(task, blockIdx.x);
     Partial *partials = task.partials + row.number * blocks;
     if (is_ignored(task, row.number) || is_wrong(task, row.number)) {
-        if (threadIdx.x < WARP) skip_row(task, row);
+        if (threadIdx.x < WARP) set_aside_row(task, row.number, 0);
         return;
     }
     for (int64 step = 1; step < blocks; step *= 2) {
@@ -928,10 +933,10 @@ extern "C" __global__ void __launch_bounds__(512) stream_merge(const Task task) 
     __syncwarp();
     // Where the second sweep finds it: in the place of the row's first Partial.
     if (threadIdx.x == 0) *(Last *)partials = last;
-    if (last.special) special_row(task, row, view, (real)whole.max);
+    if (last.special) set_aside_row(task, row.number, (real)whole.max);
 }
 
-extern "C" __global__ void __launch_bounds__(128) stream_write(const Task task) {
+extern "C" __global__ void __launch_bounds__(128) stream_write(const ARGUMENT Task task) {
     const int64 warp = ((int64)blockIdx.x * blockDim.x + threadIdx.x) / WARP;
     const int64 blocks = blocks_of(task), number = warp / blocks, begin = warp % blocks * BLOCK;
     if (number >= task.outer || is_ignored(task, number) || is_wrong(task, number)) return;

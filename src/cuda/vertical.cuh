@@ -27,9 +27,7 @@ DEVICE int64 column_row(const Task &task) {
 DEVICE void special_rows(const Task &task, int64 own, bool set_aside, real m) {
     for (unsigned rest = __ballot_sync(ALL, set_aside); rest; rest &= rest - 1) {
         const int which = __ffs((int)rest) - 1;
-        const Row row = row_of(task, from_lane(own, which));
-        const real its_m = from_lane(m, which);
-        if (!skip_row(task, row)) special_row(task, row, row_view(task, row.number), its_m);
+        set_aside_row(task, from_lane(own, which), from_lane(m, which));
     }
 }
 
@@ -96,7 +94,7 @@ DEVICE LaneSum add_two(const LaneSum &a, const LaneSum &b) {
 
 #if defined(NARROW_COLUMNS)
 // Rows of up to COLUMNS <= NARROW columns, one to a thread.
-extern "C" __global__ void __launch_bounds__(128) narrow_columns(const Task task) {
+extern "C" __global__ void __launch_bounds__(128) narrow_columns(const ARGUMENT Task task) {
     const int64 own = column_row(task);
     const int64 number = own < 0 ? 0 : own;
     const Row row = row_of(task, number);
@@ -144,7 +142,7 @@ extern "C" __global__ void __launch_bounds__(128) narrow_columns(const Task task
 // Rows of up to a block, PARTS threads to each; CACHED: up to a chunk, kept in registers.
 enum { CHUNK_LIMIT = CACHED ? 1 : 4 };
 
-extern "C" __global__ void __launch_bounds__(PARTS * WARP) wide_columns(const Task task) {
+extern "C" __global__ void __launch_bounds__(PARTS * WARP) wide_columns(const ARGUMENT Task task) {
     __shared__ real most[PARTS][WARP];
     __shared__ LaneSum part_sums[PARTS][WARP];
     __shared__ Last lasts[WARP];
