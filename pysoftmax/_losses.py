@@ -323,7 +323,9 @@ def _cross_entropy(
     )
     if result is not None:
         return result
-    backend = library_of(logits=logits, target=target, weight=weight)
+    backend = library_of(
+        logits=logits, target=target, weight=weight, temperature=temperature, grad_out=grad_out
+    )
     if isinstance(backend, Adapter):
         return _adapted(
             backend,
@@ -398,7 +400,9 @@ def _binary_cross_entropy(
     )
     if result is not None:
         return result
-    backend = library_of(logits=logits, target=target, weight=weight, pos_weight=pos_weight)
+    backend = library_of(
+        logits=logits, target=target, weight=weight, pos_weight=pos_weight, grad_out=grad_out
+    )
     if isinstance(backend, Adapter):
         return _adapted(
             backend,

@@ -294,7 +294,7 @@ def log_softmax_vjp(
 
 def _map(name: str, x: Any, axis: Any, temperature: Any, where: Any, dtype: Any, out: Any) -> Any:
     """softmax or log_softmax of anything."""
-    backend = library_of(x=x, where=where)
+    backend = library_of(x=x, temperature=temperature, where=where, out=out)
     if isinstance(backend, Adapter):
         options = {"temperature": temperature, "where": where, "dtype": dtype, "out": out}
         return backend.call(name, {"x": x, "axis": axis, **options})
@@ -321,7 +321,7 @@ def _logsumexp(
     out: Any,
 ) -> Any:
     """logsumexp with all its options."""
-    backend = library_of(x=x, b=b, where=where)
+    backend = library_of(x=x, b=b, where=where, out=out)
     if isinstance(backend, Adapter):
         options = {"keepdims": keepdims, "return_sign": return_sign, "dtype": dtype, "out": out}
         return backend.call("logsumexp", {"x": x, "axis": axis, "b": b, "where": where, **options})
@@ -397,7 +397,9 @@ def _log_of_weighted_sum(
 def _vjp(name: str, grad_output: Any, values: Any, axis: Any, temperature: Any, out: Any) -> Any:
     """softmax_vjp or log_softmax_vjp of anything."""
     forward = "probabilities" if name == "softmax_vjp" else "log_probabilities"
-    backend = library_of(**{"grad_output": grad_output, forward: values})
+    backend = library_of(
+        **{"grad_output": grad_output, forward: values, "temperature": temperature, "out": out}
+    )
     if isinstance(backend, Adapter):
         options = {"axis": axis, "temperature": temperature, "out": out}
         return backend.call(name, {"grad_output": grad_output, forward: values, **options})
