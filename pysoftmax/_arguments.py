@@ -123,6 +123,23 @@ def masked(backend: Backend, x: Any, where: Any) -> tuple[Array, Any]:
     return backend.as_array(x), where
 
 
+def unmasked(backend: Backend, name: str, values: Any, instead: str) -> Array:
+    """`values` as an array, or ValueError if some are masked: what to do instead."""
+    mask = backend.mask_of(values)
+    if mask is not None and not mask.all():
+        raise ValueError(f"{name} has masked entries; {instead}")
+    return backend.as_array(values)
+
+
+def filled(backend: Backend, x: Any, value: float) -> Array:
+    """`x` as an array, with `value` where it is masked."""
+    own, array = backend.mask_of(x), backend.as_array(x)
+    if own is not None:
+        array = array.astype(result_dtype(array.dtype))
+        array[~own] = value
+    return array
+
+
 def check_where(where: Any, shape: tuple[int, ...], backend: Backend) -> Array | None:
     """A bool array of the input's shape, or None."""
     if where is None:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pysoftmax import _arguments as check
 from pysoftmax._dispatch import backend_of
-from pysoftmax._rows import Part, parts, place, refuse, unmasked
+from pysoftmax._rows import Part, parts, place, refuse
 from pysoftmax.backends import Array
 
 
@@ -69,7 +69,7 @@ class Labelled:
         self._check_range()
 
     def _array(self, name: str, values: Any) -> Array:
-        return unmasked(
+        return check.unmasked(
             self.backend,
             name,
             values,

@@ -18,6 +18,7 @@ __all__ = [
 ]
 
 REDUCTIONS = ("none", "mean", "sum")
+WITHOUT_WEIGHT = "give what takes no part the weight 0"
 
 
 def cross_entropy(
@@ -271,7 +272,7 @@ def _check_target(
 def _check_weight(backend: Backend, weight: Any, classes: int) -> Array | None:
     if weight is None:
         return None
-    values = backend.as_array(weight)
+    values = check.unmasked(backend, "weight", weight, WITHOUT_WEIGHT)
     if values.dtype.kind not in "biuf":
         raise TypeError(f"weight must be real, got {values.dtype.name}")
     if values.shape != (classes,):
@@ -343,7 +344,9 @@ def _cross_entropy(
             with_grad,
             grad_out,
         )
-    array, truth = backend.as_array(logits), backend.as_array(target)
+    instead = "give classes that take no part the logit -inf, and rows the label ignore_index"
+    array = check.unmasked(backend, "logits", logits, instead)
+    truth = check.unmasked(backend, "target", target, instead)
     wanted = check.choose_dtype(array, None)
     axis = check.normalize_axis(axis, array.ndim)
     rows = check.reduced_shape(array.shape, (axis,))
@@ -417,7 +420,8 @@ def _binary_cross_entropy(
             with_grad,
             grad_out,
         )
-    array, truth = backend.as_array(logits), backend.as_array(target)
+    array = check.unmasked(backend, "logits", logits, WITHOUT_WEIGHT)
+    truth = check.unmasked(backend, "target", target, WITHOUT_WEIGHT)
     wanted = check.choose_dtype(array, None)
     check.result_dtype(truth.dtype)
     if truth.shape != array.shape:
@@ -449,7 +453,7 @@ def _check_factor(backend: Backend, factor: Any, array: Array, name: str) -> Arr
     """`factor` broadcast to the shape of the logits, in their dtype."""
     if factor is None:
         return None
-    values = backend.as_array(factor)
+    values = check.unmasked(backend, name, factor, WITHOUT_WEIGHT)
     if values.dtype.kind not in "biuf":
         raise TypeError(f"{name} must be real, got {values.dtype.name}")
     try:

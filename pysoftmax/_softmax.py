@@ -327,7 +327,7 @@ def _logsumexp(
         return backend.call("logsumexp", {"x": x, "axis": axis, "b": b, "where": where, **options})
     array, where = check.masked(backend, x, where)
     if b is not None:
-        factor = backend.as_array(b)
+        factor = check.unmasked(backend, "b", b, "give what takes no part the factor 0")
         promoted = check.result_dtype(factor.dtype)
         array = backend.namespace.broadcast_to(
             array, np.broadcast_shapes(array.shape, factor.shape)
@@ -403,7 +403,9 @@ def _vjp(name: str, grad_output: Any, values: Any, axis: Any, temperature: Any, 
     if isinstance(backend, Adapter):
         options = {"axis": axis, "temperature": temperature, "out": out}
         return backend.call(name, {"grad_output": grad_output, forward: values, **options})
-    grad, array = backend.as_array(grad_output), backend.as_array(values)
+    # What is masked had probability 0.
+    grad = check.filled(backend, grad_output, 0)
+    array = check.filled(backend, values, 0 if name == "softmax_vjp" else -np.inf)
     if grad.shape != array.shape:
         raise ValueError(
             f"grad_output must have the shape of the forward result {array.shape}, got {grad.shape}"

@@ -7,7 +7,7 @@ from pysoftmax.backends import Array
 
 
 class DLPack(Memory):
-    """Arrays with ``__dlpack__``; the result is of their namespace, or NumPy's if they have none."""
+    """Arrays with ``__dlpack__``; results of their namespace, of NumPy where they have none."""
 
     name = "dlpack"
     library = "numpy"

@@ -62,8 +62,8 @@ def backward(function: str, arguments: dict[str, Any], kept: Array, g: Array) ->
     wide = check.summing_dtype(np.promote_types(g.dtype, kept.dtype))
     g = g.astype(wide, copy=False)
     if ARGUMENT[function] == "logits":
-        none = function == "cross_entropy" and g.ndim
-        return kept * (np.expand_dims(g, axis) if none else g)
+        rows = g.ndim and axis is not None
+        return kept * (np.expand_dims(g, axis) if rows else g)
     if function == "logsumexp":
         axes, terms = _terms(kept, axis, arguments["b"], arguments["where"], wide)
         shape = check.reduced_shape(terms.shape, axes, keepdims=True)
