@@ -134,7 +134,7 @@ def unmasked(backend: Backend, name: str, values: Any, instead: str) -> Array:
 def filled(backend: Backend, x: Any, value: float) -> Array:
     """`x` as an array, with `value` where it is masked."""
     own, array = backend.mask_of(x), backend.as_array(x)
-    if own is not None:
+    if own is not None and not own.all():
         array = array.astype(result_dtype(array.dtype))
         array[~own] = value
     return array

@@ -382,7 +382,7 @@ def _cross_entropy(
     else:
         loss[...] = 0
     if reduction == "none":
-        value = backend.wrap(loss, None)
+        value = backend.wrap_reduced(loss, logits, (axis,))
     else:
         value = backend.quotient(backend.sum(loss), divisor, wanted)
     return value, backend.wrap(grad, logits) if with_grad and grad_out is None else grad

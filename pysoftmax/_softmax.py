@@ -351,7 +351,9 @@ def _logsumexp(
         value[sign < 0] = np.nan
     result[...] = value.reshape(shape)
     result = backend.wrap_reduced(result, x, axes) if out is None else out
-    return (result, backend.wrap(sign.reshape(shape), None)) if return_sign else result
+    if not return_sign:
+        return result
+    return result, backend.wrap_reduced(sign.reshape(shape), x, axes)
 
 
 def _log_of_sum(

@@ -55,7 +55,7 @@ def forward(function: str, arguments: dict[str, Any]) -> tuple[Any, Array]:
 
 def backward(function: str, arguments: dict[str, Any], kept: Array, g: Array) -> Array:
     """The gradient, where `g` is that of the value; `arguments` but for that of the gradient."""
-    axis = arguments.get("axis")
+    axis: Any = arguments.get("axis")
     if function in PRODUCTS:
         product = getattr(pysoftmax, PRODUCTS[function])
         return product(g, kept, axis, temperature=arguments["temperature"])
