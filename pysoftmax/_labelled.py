@@ -90,7 +90,7 @@ class Labelled:
         if sample_weight is None:
             return None
         weight = self._array("sample_weight", sample_weight)
-        if weight.dtype.kind not in "biuf":
+        if not check.is_real(weight.dtype):
             raise TypeError(f"sample_weight must be real, got {weight.dtype.name}")
         if weight.shape != rows:
             raise ValueError(

@@ -273,7 +273,7 @@ def _check_weight(backend: Backend, weight: Any, classes: int) -> Array | None:
     if weight is None:
         return None
     values = check.unmasked(backend, "weight", weight, WITHOUT_WEIGHT)
-    if values.dtype.kind not in "biuf":
+    if not check.is_real(values.dtype):
         raise TypeError(f"weight must be real, got {values.dtype.name}")
     if values.shape != (classes,):
         raise ValueError(f"weight must have one entry per class ({classes},), got {values.shape}")
@@ -454,7 +454,7 @@ def _check_factor(backend: Backend, factor: Any, array: Array, name: str) -> Arr
     if factor is None:
         return None
     values = check.unmasked(backend, name, factor, WITHOUT_WEIGHT)
-    if values.dtype.kind not in "biuf":
+    if not check.is_real(values.dtype):
         raise TypeError(f"{name} must be real, got {values.dtype.name}")
     try:
         return backend.namespace.broadcast_to(values, array.shape)

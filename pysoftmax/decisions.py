@@ -390,7 +390,7 @@ def logit_adjust(logits: Any, prior: Any, tau: float = 1.0, *, axis: int = -1) -
     array, shares = backend.as_array(logits), backend.as_array(prior)
     wanted = check.choose_dtype(array, None)
     axis = check.normalize_axis(axis, array.ndim)
-    if shares.dtype.kind not in "biuf":
+    if not check.is_real(shares.dtype):
         raise TypeError(f"prior must be real, got {shares.dtype.name}")
     if shares.shape != (array.shape[axis],):
         raise ValueError(

@@ -89,9 +89,7 @@ def _array_api():
 
 def _xarray():
     xarray = pytest.importorskip("xarray")
-    return Backend(
-        "xarray", xarray, xarray.DataArray, xarray.DataArray, lambda a: a.to_numpy()
-    )
+    return Backend("xarray", xarray, xarray.DataArray, xarray.DataArray, lambda a: a.to_numpy())
 
 
 # One entry adds a library to every test that asks for ``backend``. Its function may call

@@ -11,6 +11,7 @@ from pysoftmax import _dispatch
 from pysoftmax.adapters import Adapter
 from pysoftmax.backends import numpy as numpy_backend
 
+
 class Boxed:
     """An array of another library: it holds a NumPy array and is none."""
 

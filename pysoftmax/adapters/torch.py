@@ -1,16 +1,14 @@
-"""torch tensors: views of their memory, and nodes of autograd where a gradient is recorded."""
+"""torch tensors, as views of their memory."""
 
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from typing import Any
 
 import numpy as np
 
 from pysoftmax import _extras
-from pysoftmax.adapters import gradients
-from pysoftmax.adapters.memory import OUTPUTS, Memory
+from pysoftmax.adapters.memory import Memory
 from pysoftmax.backends import Array
 
 
@@ -60,26 +58,14 @@ class Torch(Memory):
 
     def call(self, function: str, arguments: dict[str, Any]) -> Any:
         """The public `function`, recorded if autograd is to follow it."""
-        torch: Any = sys.modules["torch"]
-        tensors = {k: v for k, v in arguments.items() if isinstance(v, torch.Tensor)}
-        out = next((tensors[name] for name in OUTPUTS if name in tensors), None)
-        if out is not None and out.is_neg():
-            raise ValueError("out is the negative of a tensor that shares its memory")
-        if torch.is_grad_enabled():
-            needed = [name for name, tensor in tensors.items() if tensor.requires_grad]
-            if needed and out is not None:
-                raise RuntimeError(
-                    f"{function}: out= does not go with autograd, but {needed[0]} requires grad"
-                )
-            if needed:
-                gradients.refuse(function, needed)
-                return _node().apply(arguments[needed[0]], self, function, arguments)
-        with _in_stream_of(self.like(arguments)):
-            result = super().call(function, arguments)
-        if out is not None:
-            # So that autograd notices if it needed what was there.
-            torch.autograd.graph.increment_version(out)
-        return result
+        from pysoftmax.adapters import torch_autograd
+
+        return torch_autograd.call(self, function, arguments)
+
+    def compute(self, function: str, arguments: dict[str, Any]) -> Any:
+        """The public `function`, not recorded."""
+        with in_stream_of(self.like(arguments)):
+            return super().call(function, arguments)
 
 
 def _bfloat16() -> Any:
@@ -87,7 +73,7 @@ def _bfloat16() -> Any:
 
 
 @contextmanager
-def _in_stream_of(tensor: Any) -> Iterator[None]:
+def in_stream_of(tensor: Any) -> Iterator[None]:
     """CuPy on the device and in the stream of torch, so that neither has to wait."""
     if not tensor.is_cuda:
         yield
@@ -96,51 +82,6 @@ def _in_stream_of(tensor: Any) -> Iterator[None]:
     stream = sys.modules["torch"].cuda.current_stream(tensor.device).cuda_stream
     with cupy.cuda.Device(tensor.device.index), cupy.cuda.ExternalStream(stream):
         yield
-
-
-@cache
-def _node() -> Any:
-    """The class of autograd's nodes, made once torch is there."""
-    torch: Any = sys.modules["torch"]
-
-    class Node(torch.autograd.Function):  # type: ignore[misc]
-        """One call of a public function in autograd's graph."""
-
-        @staticmethod
-        def forward(
-            ctx: Any, x: Any, adapter: Torch, function: str, arguments: dict[str, Any]
-        ) -> Any:
-            own = gradients.ARGUMENT[function]
-            with _in_stream_of(x):
-                views = adapter.inside(arguments)
-                value, kept = gradients.forward(function, views)
-                result = adapter.outside(value, x)
-                if kept is value:
-                    keep = result
-                else:
-                    keep = x if kept is views[own] else adapter.outside(kept, x)
-            # The other tensors too, so that autograd notices if they change.
-            others = {k: v for k, v in arguments.items() if k != own}
-            tensors = {k: v for k, v in others.items() if isinstance(v, torch.Tensor)}
-            ctx.save_for_backward(keep, *tensors.values())
-            ctx.call = adapter, function, others, list(tensors)
-            if isinstance(result, tuple):
-                ctx.mark_non_differentiable(*result[1:])
-            return result
-
-        @staticmethod
-        @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
-        def backward(ctx: Any, g: Any, *_: Any) -> Any:
-            adapter, function, others, names = ctx.call
-            keep, *tensors = ctx.saved_tensors
-            others.update(zip(names, tensors, strict=True))
-            with _in_stream_of(keep):
-                views = adapter.inside({**others, "kept": keep, "g": g})
-                kept, g = views.pop("kept"), views.pop("g")
-                result = adapter.outside(gradients.backward(function, views, kept, g), keep)
-            return result, None, None, None
-
-    return Node
 
 
 adapter = Torch()
