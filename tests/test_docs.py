@@ -57,6 +57,8 @@ def test_docstrings(name):
 def test_examples_in_documents(path):
     """The blocks of a document are one session."""
     text = path.read_text()
+    for library in re.findall(r"(?m)^>>> import (\w+)", text):
+        pytest.importorskip(library)
     names = {}
     for block in BLOCK.finditer(text):
         line = text.count("\n", 0, block.start(1))
