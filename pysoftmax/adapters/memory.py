@@ -42,19 +42,16 @@ class Memory(Adapter):
 
     def inside(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """The arguments with a view in place of every array."""
+        given = {name: array for name, array in arguments.items() if self.recognises(array)}
         places: dict[str, str] = {}
-        for name, array in arguments.items():
-            if self.recognises(array):
-                places.setdefault(self.device(array), name)
+        for name, array in given.items():
+            places.setdefault(self.device(array), name)
         if len(places) > 1:
             raise ValueError(
                 "all arrays of a call must be on one device, but "
                 + " and ".join(f"{name} is on {place}" for place, name in places.items())
             )
-        views = {
-            name: self._view(name, array) if self.recognises(array) else array
-            for name, array in arguments.items()
-        }
+        views = {**arguments, **{name: self._view(name, array) for name, array in given.items()}}
         if "dtype" in views:
             views["dtype"] = self.dtype(views["dtype"])
         return views
