@@ -8,6 +8,7 @@ from cases import normal
 from oracles import assert_same_bytes
 
 import pysoftmax as ps
+from pysoftmax import _dispatch
 
 xarray = pytest.importorskip("xarray")
 
@@ -188,3 +189,36 @@ def test_dim_through_the_accessor(logits):
     loss = methods.cross_entropy(labels, dim="class", reduction="sum")
     assert loss.identical(ps.cross_entropy(logits, labels, "class", reduction="sum"))
     assert methods.cross_entropy_with_grad(labels, dim="class")[1].dims == logits.dims
+
+
+# --- over Dask ----------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif("dask" not in _dispatch.BUILT_IN, reason="no adapter for Dask")
+def test_what_is_lazy_inside_stays_lazy(logits):
+    dask = pytest.importorskip("dask")
+    lazy = logits.chunk({"row": 1, "class": 2})
+    labels = labelled(LABELS.T, "model", "row").chunk(row=1)
+
+    def fail(*_, **__):
+        raise AssertionError("something was computed")
+
+    with dask.config.set(scheduler=fail):
+        results = [
+            ps.softmax(lazy, "class", where=lazy > 0),
+            ps.logsumexp(lazy, ("row", "class"), keepdims=True),
+            ps.sigmoid(lazy),
+            ps.cross_entropy(lazy, labels, "class"),
+            ps.cross_entropy(lazy, labels, "class", reduction="none"),
+        ]
+    expected = [
+        ps.softmax(X, where=X > 0),
+        ps.logsumexp(X, (1, 2), keepdims=True),
+        ps.sigmoid(X),
+        ps.cross_entropy(X, LABELS.T),
+        ps.cross_entropy(X, LABELS.T, reduction="none"),
+    ]
+    for result, wanted in zip(results, expected, strict=True):
+        assert result.chunks is not None
+        assert result.attrs == logits.attrs
+        np.testing.assert_allclose(result.to_numpy(), wanted, rtol=1e-14)
