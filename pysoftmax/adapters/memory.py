@@ -60,9 +60,10 @@ class Memory(Adapter):
         try:
             return self.view(array)
         except (BufferError, RuntimeError, TypeError) as error:
+            dtype = getattr(array, "dtype", type(array).__name__)
             raise TypeError(
                 f"{name}: expected an array of {ACCEPTED} in the memory of a CPU or of a CUDA "
-                f"device, got {array.dtype} on {self.device(array)}: {error}"
+                f"device, got {dtype} on {self.device(array)}: {error}"
             ) from error
 
     def outside(self, result: Any, like: Any) -> Any:

@@ -45,8 +45,10 @@ class Torch(Memory):
         half = result.dtype.name == "bfloat16"
         if half:
             result = result.view(np.int16)
-        on_cpu = isinstance(result, np.ndarray)
-        tensor = torch.from_numpy(result) if on_cpu else torch.from_dlpack(result)
+        if isinstance(result, np.ndarray):
+            tensor = torch.from_numpy(result).to(like.device)
+        else:
+            tensor = torch.from_dlpack(result)
         return tensor.view(torch.bfloat16) if half else tensor
 
     def dtype(self, dtype: Any) -> Any:
