@@ -26,6 +26,11 @@ def result_dtype(dtype: Any) -> np.dtype[Any]:
     raise TypeError(f"expected an array of {ACCEPTED}, got {given}")
 
 
+def is_real(dtype: np.dtype[Any]) -> bool:
+    """Whether factors may have this dtype: any real number's."""
+    return dtype.kind in "biuf" or dtype.name in HALVES
+
+
 def choose_dtype(array: Array, dtype: Any) -> np.dtype[Any]:
     """The float dtype of a result: the `dtype` argument's, or what the array's becomes."""
     natural = result_dtype(array.dtype)
@@ -81,7 +86,7 @@ def reduced_shape(
 def check_real(name: str, value: Any, lowest: float, highest: float) -> float:
     """A number in [lowest, highest] as a float."""
     number = np.asarray(value)
-    if number.ndim or number.dtype.kind not in "biuf":
+    if number.ndim or not is_real(number.dtype):
         raise TypeError(f"{name} must be a real number, got {value!r}")
     if not lowest <= number <= highest:
         raise ValueError(f"{name} must be in [{lowest:g}, {highest:g}], got {value}")
@@ -95,7 +100,7 @@ def check_temperature(
     # A number is looked at here, not on a device.
     scalar = isinstance(temperature, bool | int | float | np.generic)
     values = np.asarray(temperature) if scalar else backend.as_array(temperature)
-    if values.dtype.kind not in "biuf":
+    if not is_real(values.dtype):
         raise TypeError(f"temperature must be a real number or array, got {temperature!r}")
     values = values.astype(np.float64)
     if not (values >= 0).all():
@@ -121,6 +126,23 @@ def masked(backend: Backend, x: Any, where: Any) -> tuple[Array, Any]:
     if own is not None:
         where = own if where is None else own & backend.as_array(where)
     return backend.as_array(x), where
+
+
+def unmasked(backend: Backend, name: str, values: Any, instead: str) -> Array:
+    """`values` as an array, or ValueError if some are masked: what to do instead."""
+    mask = backend.mask_of(values)
+    if mask is not None and not mask.all():
+        raise ValueError(f"{name} has masked entries; {instead}")
+    return backend.as_array(values)
+
+
+def filled(backend: Backend, x: Any, value: float) -> Array:
+    """`x` as an array, with `value` where it is masked."""
+    own, array = backend.mask_of(x), backend.as_array(x)
+    if own is not None and not own.all():
+        array = array.astype(result_dtype(array.dtype))
+        array[~own] = value
+    return array
 
 
 def check_where(where: Any, shape: tuple[int, ...], backend: Backend) -> Array | None:

@@ -14,7 +14,16 @@ if TYPE_CHECKING:
     import importlib.metadata
 
 # name -> (module, extra of pysoftmax that installs its library)
-BUILT_IN = {"numpy": ("pysoftmax.backends.numpy", "")}
+BUILT_IN = {
+    "numpy": ("pysoftmax.backends.numpy", ""),
+    "torch": ("pysoftmax.adapters.torch", "torch"),
+    "jax": ("pysoftmax.adapters.jax", "jax"),
+    "xarray": ("pysoftmax.adapters.xarray", "xarray"),
+    "dlpack": ("pysoftmax.adapters.dlpack", ""),
+}
+
+# Takes what only shares its memory, and so comes after all others.
+LAST = "dlpack"
 
 ENTRY_POINTS = "pysoftmax.backends"
 
@@ -39,8 +48,8 @@ def load(name: str) -> Backend | Adapter:
 
 
 def names() -> list[str]:
-    """All backends and adapters, built in and third-party."""
-    return [*BUILT_IN, *(name for name in third_party() if name not in BUILT_IN)]
+    """All backends and adapters, built in and third-party, in the order they are asked."""
+    return sorted({**BUILT_IN, **third_party()}, key=LAST.__eq__)
 
 
 def find(array: Any) -> Backend | Adapter | None:
@@ -78,11 +87,13 @@ def library_of(**arrays: Any) -> Backend | Adapter:
         library = find(array)
         if library is None:
             others = "".join(
-                f", {name} ({how_to_install(name)})" for name in names() if name != "numpy"
+                f", {name} ({how_to_install(name)})"
+                for name in names()
+                if name not in ("numpy", LAST)
             )
             raise TypeError(
-                f"{argument}: no backend for {describe(array)}; expected a list, a number, or "
-                f"an array of numpy{others}"
+                f"{argument}: no backend for {describe(array)}; expected a list, a number, an "
+                f"array of numpy{others}, or one that has __dlpack__"
             )
         found.setdefault(library.name, (library, f"{argument} is {describe(array)}"))
     if len(found) > 1:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pysoftmax import _arguments as check
 from pysoftmax._dispatch import backend_of
-from pysoftmax._rows import Part, parts, place, refuse, unmasked
+from pysoftmax._rows import Part, parts, place, refuse
 from pysoftmax.backends import Array
 
 
@@ -69,7 +69,7 @@ class Labelled:
         self._check_range()
 
     def _array(self, name: str, values: Any) -> Array:
-        return unmasked(
+        return check.unmasked(
             self.backend,
             name,
             values,
@@ -90,7 +90,7 @@ class Labelled:
         if sample_weight is None:
             return None
         weight = self._array("sample_weight", sample_weight)
-        if weight.dtype.kind not in "biuf":
+        if not check.is_real(weight.dtype):
             raise TypeError(f"sample_weight must be real, got {weight.dtype.name}")
         if weight.shape != rows:
             raise ValueError(

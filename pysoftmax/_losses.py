@@ -18,6 +18,7 @@ __all__ = [
 ]
 
 REDUCTIONS = ("none", "mean", "sum")
+WITHOUT_WEIGHT = "give what takes no part the weight 0"
 
 
 def cross_entropy(
@@ -271,8 +272,8 @@ def _check_target(
 def _check_weight(backend: Backend, weight: Any, classes: int) -> Array | None:
     if weight is None:
         return None
-    values = backend.as_array(weight)
-    if values.dtype.kind not in "biuf":
+    values = check.unmasked(backend, "weight", weight, WITHOUT_WEIGHT)
+    if not check.is_real(values.dtype):
         raise TypeError(f"weight must be real, got {values.dtype.name}")
     if values.shape != (classes,):
         raise ValueError(f"weight must have one entry per class ({classes},), got {values.shape}")
@@ -323,7 +324,9 @@ def _cross_entropy(
     )
     if result is not None:
         return result
-    backend = library_of(logits=logits, target=target, weight=weight)
+    backend = library_of(
+        logits=logits, target=target, weight=weight, temperature=temperature, grad_out=grad_out
+    )
     if isinstance(backend, Adapter):
         return _adapted(
             backend,
@@ -341,7 +344,9 @@ def _cross_entropy(
             with_grad,
             grad_out,
         )
-    array, truth = backend.as_array(logits), backend.as_array(target)
+    instead = "give classes that take no part the logit -inf, and rows the label ignore_index"
+    array = check.unmasked(backend, "logits", logits, instead)
+    truth = check.unmasked(backend, "target", target, instead)
     wanted = check.choose_dtype(array, None)
     axis = check.normalize_axis(axis, array.ndim)
     rows = check.reduced_shape(array.shape, (axis,))
@@ -377,7 +382,7 @@ def _cross_entropy(
     else:
         loss[...] = 0
     if reduction == "none":
-        value = backend.wrap(loss, None)
+        value = backend.wrap_reduced(loss, logits, (axis,))
     else:
         value = backend.quotient(backend.sum(loss), divisor, wanted)
     return value, backend.wrap(grad, logits) if with_grad and grad_out is None else grad
@@ -398,7 +403,9 @@ def _binary_cross_entropy(
     )
     if result is not None:
         return result
-    backend = library_of(logits=logits, target=target, weight=weight, pos_weight=pos_weight)
+    backend = library_of(
+        logits=logits, target=target, weight=weight, pos_weight=pos_weight, grad_out=grad_out
+    )
     if isinstance(backend, Adapter):
         return _adapted(
             backend,
@@ -413,7 +420,8 @@ def _binary_cross_entropy(
             with_grad,
             grad_out,
         )
-    array, truth = backend.as_array(logits), backend.as_array(target)
+    array = check.unmasked(backend, "logits", logits, WITHOUT_WEIGHT)
+    truth = check.unmasked(backend, "target", target, WITHOUT_WEIGHT)
     wanted = check.choose_dtype(array, None)
     check.result_dtype(truth.dtype)
     if truth.shape != array.shape:
@@ -445,8 +453,8 @@ def _check_factor(backend: Backend, factor: Any, array: Array, name: str) -> Arr
     """`factor` broadcast to the shape of the logits, in their dtype."""
     if factor is None:
         return None
-    values = backend.as_array(factor)
-    if values.dtype.kind not in "biuf":
+    values = check.unmasked(backend, name, factor, WITHOUT_WEIGHT)
+    if not check.is_real(values.dtype):
         raise TypeError(f"{name} must be real, got {values.dtype.name}")
     try:
         return backend.namespace.broadcast_to(values, array.shape)

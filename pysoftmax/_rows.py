@@ -24,14 +24,6 @@ SLACK = 0.01
 Part = tuple[slice, ...]
 
 
-def unmasked(backend: Backend, name: str, values: Any, instead: str) -> Array:
-    """`values` as an array, or ValueError if some are masked: what to do instead."""
-    mask = backend.mask_of(values)
-    if mask is not None and not mask.all():
-        raise ValueError(f"{name} has masked entries; {instead}")
-    return backend.as_array(values)
-
-
 def classes_last(backend: Backend, array: Array, axis: int) -> Array:
     """A view with the classes last and at least one axis of rows."""
     moved = backend.namespace.moveaxis(array, axis, -1)

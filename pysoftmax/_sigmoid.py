@@ -78,7 +78,7 @@ def log_sigmoid(x: Any, *, dtype: Any = None, out: Any = None) -> Any:
 
 
 def _map(name: str, x: Any, dtype: Any, out: Any) -> Any:
-    backend = library_of(x=x)
+    backend = library_of(x=x, out=out)
     if isinstance(backend, Adapter):
         return backend.call(name, {"x": x, "dtype": dtype, "out": out})
     array = backend.as_array(x)

@@ -294,7 +294,7 @@ def log_softmax_vjp(
 
 def _map(name: str, x: Any, axis: Any, temperature: Any, where: Any, dtype: Any, out: Any) -> Any:
     """softmax or log_softmax of anything."""
-    backend = library_of(x=x, where=where)
+    backend = library_of(x=x, temperature=temperature, where=where, out=out)
     if isinstance(backend, Adapter):
         options = {"temperature": temperature, "where": where, "dtype": dtype, "out": out}
         return backend.call(name, {"x": x, "axis": axis, **options})
@@ -321,13 +321,13 @@ def _logsumexp(
     out: Any,
 ) -> Any:
     """logsumexp with all its options."""
-    backend = library_of(x=x, b=b, where=where)
+    backend = library_of(x=x, b=b, where=where, out=out)
     if isinstance(backend, Adapter):
         options = {"keepdims": keepdims, "return_sign": return_sign, "dtype": dtype, "out": out}
         return backend.call("logsumexp", {"x": x, "axis": axis, "b": b, "where": where, **options})
     array, where = check.masked(backend, x, where)
     if b is not None:
-        factor = backend.as_array(b)
+        factor = check.unmasked(backend, "b", b, "give what takes no part the factor 0")
         promoted = check.result_dtype(factor.dtype)
         array = backend.namespace.broadcast_to(
             array, np.broadcast_shapes(array.shape, factor.shape)
@@ -351,7 +351,9 @@ def _logsumexp(
         value[sign < 0] = np.nan
     result[...] = value.reshape(shape)
     result = backend.wrap_reduced(result, x, axes) if out is None else out
-    return (result, backend.wrap(sign.reshape(shape), None)) if return_sign else result
+    if not return_sign:
+        return result
+    return result, backend.wrap_reduced(sign.reshape(shape), x, axes)
 
 
 def _log_of_sum(
@@ -397,11 +399,15 @@ def _log_of_weighted_sum(
 def _vjp(name: str, grad_output: Any, values: Any, axis: Any, temperature: Any, out: Any) -> Any:
     """softmax_vjp or log_softmax_vjp of anything."""
     forward = "probabilities" if name == "softmax_vjp" else "log_probabilities"
-    backend = library_of(**{"grad_output": grad_output, forward: values})
+    backend = library_of(
+        **{"grad_output": grad_output, forward: values, "temperature": temperature, "out": out}
+    )
     if isinstance(backend, Adapter):
         options = {"axis": axis, "temperature": temperature, "out": out}
         return backend.call(name, {"grad_output": grad_output, forward: values, **options})
-    grad, array = backend.as_array(grad_output), backend.as_array(values)
+    # What is masked had probability 0.
+    grad = check.filled(backend, grad_output, 0)
+    array = check.filled(backend, values, 0 if name == "softmax_vjp" else -np.inf)
     if grad.shape != array.shape:
         raise ValueError(
             f"grad_output must have the shape of the forward result {array.shape}, got {grad.shape}"

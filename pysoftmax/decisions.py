@@ -24,7 +24,6 @@ from pysoftmax._rows import (
     parts,
     place,
     refuse,
-    unmasked,
 )
 from pysoftmax.backends import Array
 from pysoftmax.reliability import labelled_probabilities
@@ -133,7 +132,7 @@ def decide(
     abstain_label = operator.index(abstain_label)
     backend = backend_of(probabilities=probabilities)
     xp = backend.namespace
-    array = unmasked(
+    array = check.unmasked(
         backend, "probabilities", probabilities, "give a class that takes no part probability 0"
     )
     check.result_dtype(array.dtype)
@@ -256,7 +255,7 @@ def top_k(scores: Any, k: int, *, axis: int = -1) -> TopK:
     """
     k = operator.index(k)
     backend = backend_of(scores=scores)
-    array = unmasked(backend, "scores", scores, "fill them first, for instance with -inf")
+    array = check.unmasked(backend, "scores", scores, "fill them first, for instance with -inf")
     check.result_dtype(array.dtype)
     axis = check.normalize_axis(axis, array.ndim)
     rows = classes_last(backend, array, axis)
@@ -325,7 +324,7 @@ def class_weight(mode: str, labels: Any, *, n_classes: int | None = None) -> Any
     if mode != "balanced":
         raise ValueError(f"mode must be 'balanced', got {mode!r}")
     backend = backend_of(labels=labels)
-    truth = unmasked(backend, "labels", labels, "leave them out")
+    truth = check.unmasked(backend, "labels", labels, "leave them out")
     if truth.dtype.kind not in "iu":
         raise TypeError(f"labels must be integers, got {truth.dtype.name}")
     if not truth.size:
@@ -391,7 +390,7 @@ def logit_adjust(logits: Any, prior: Any, tau: float = 1.0, *, axis: int = -1) -
     array, shares = backend.as_array(logits), backend.as_array(prior)
     wanted = check.choose_dtype(array, None)
     axis = check.normalize_axis(axis, array.ndim)
-    if shares.dtype.kind not in "biuf":
+    if not check.is_real(shares.dtype):
         raise TypeError(f"prior must be real, got {shares.dtype.name}")
     if shares.shape != (array.shape[axis],):
         raise ValueError(

@@ -175,6 +175,41 @@ def rowwise(name, x, axis=-1):
     return parts(ROWWISE[name](x, axis))
 
 
+# --- every public function with arrays and options ----------------------------------------------
+
+_X = np.array([[1.0, 2.0, 3.5], [0.5, -1.0, 2.0]])
+_LABELS = np.array([2, 0])
+_HALVES = np.array([[0.0, 1.0, 1.0], [1.0, 0.0, 0.5]])
+_WARM = np.array([2.0, 0.5])
+
+# name -> (its arrays, other options)
+CALLS = {
+    "softmax": ({"x": _X, "temperature": _WARM, "where": _X > 0}, {}),
+    "log_softmax": ({"x": _X}, {"dtype": np.float32, "axis": 0, "temperature": 2.0}),
+    "logsumexp": ({"x": _X, "b": _HALVES}, {"keepdims": True, "return_sign": True}),
+    "cross_entropy": (
+        {"logits": _X, "target": _LABELS},
+        {"reduction": "none", "weight": [1, 2, 3]},
+    ),
+    "cross_entropy_with_grad": (
+        {"logits": _X, "target": _LABELS, "temperature": _WARM},
+        {"label_smoothing": 0.1},
+    ),
+    "sigmoid": ({"x": _X}, {}),
+    "log_sigmoid": ({"x": _X}, {"dtype": np.float32}),
+    "binary_cross_entropy_with_logits": ({"logits": _X, "target": _HALVES}, {"reduction": "sum"}),
+    "binary_cross_entropy_with_logits_with_grad": (
+        {"logits": _X, "target": _HALVES, "pos_weight": _HALVES + 1},
+        {},
+    ),
+    "softmax_vjp": ({"grad_output": _X, "probabilities": _HALVES}, {"axis": None}),
+    "log_softmax_vjp": (
+        {"grad_output": _X, "log_probabilities": -_HALVES, "temperature": _WARM},
+        {},
+    ),
+}
+
+
 # --- other processes ----------------------------------------------------------------------------
 
 

@@ -1,5 +1,6 @@
 """Fixtures: array libraries, dtypes and layouts."""
 
+import contextlib
 import dataclasses
 import os
 import sys
@@ -25,21 +26,93 @@ class Backend:
     xp: Any
     array_type: type
     asarray: Callable  # NumPy array -> array of this library
-    asnumpy: Callable  # and back
+    asnumpy: Callable  # and back, with its dtype, and without a copy
+    # The gradient of a function of one array that gives a scalar, for libraries that have one.
+    gradient: Callable | None = None
+    device: str = "CPU"
+    # float64 arrays can be made within.
+    context: Callable = contextlib.nullcontext
 
 
 def _numpy():
     return Backend("numpy", np, np.ndarray, np.asarray, np.asarray)
 
 
+def _masked():
+    return Backend("numpy.ma", np.ma, np.ma.MaskedArray, np.ma.array, np.asarray)
+
+
+def _torch():
+    torch = pytest.importorskip("torch")
+
+    def asarray(a):
+        if a.dtype == cases.BFLOAT16:
+            return torch.from_numpy(a.view(np.int16)).view(torch.bfloat16)
+        return torch.from_numpy(a)
+
+    def asnumpy(t):
+        if t.dtype == torch.bfloat16:
+            return t.view(torch.int16).numpy().view(cases.BFLOAT16)
+        return t.numpy()
+
+    def gradient(f, x):
+        leaf = x.clone().requires_grad_()
+        f(leaf).backward()
+        return leaf.grad
+
+    return Backend("torch", torch, torch.Tensor, asarray, asnumpy, gradient)
+
+
+def _jax():
+    jax = pytest.importorskip("jax")
+    array_type = type(jax.numpy.zeros(1))
+
+    def gradient(f, x):
+        return jax.jit(jax.grad(f))(x)
+
+    return Backend(
+        "jax",
+        jax.numpy,
+        array_type,
+        jax.numpy.asarray,
+        np.asarray,
+        gradient,
+        context=lambda: jax.enable_x64(True),
+    )
+
+
+def _array_api():
+    strict = pytest.importorskip("array_api_strict")
+    array_type = type(strict.asarray(0.0))
+    return Backend("array_api_strict", strict, array_type, strict.asarray, np.from_dlpack)
+
+
+def _xarray():
+    xarray = pytest.importorskip("xarray")
+    return Backend("xarray", xarray, xarray.DataArray, xarray.DataArray, lambda a: a.to_numpy())
+
+
 # One entry adds a library to every test that asks for ``backend``. Its function may call
 # pytest.importorskip.
-BACKENDS = {"numpy": _numpy}
+BACKENDS = {
+    "numpy": _numpy,
+    "numpy.ma": _masked,
+    "torch": _torch,
+    "jax": _jax,
+    "array_api_strict": _array_api,
+    "xarray": _xarray,
+}
+
+# The kernels of these backends are run at every length; all others compute with NumPy's.
+WITH_KERNELS = {"numpy"}
+LENGTHS_OF_OTHERS = {1, 17, 2049}
 
 
 @pytest.fixture(params=BACKENDS)
 def backend(request):
-    return BACKENDS[request.param]()
+    library = BACKENDS[request.param]()
+    with library.context():
+        yield library
 
 
 @pytest.fixture(params=cases.FLOATS)
@@ -62,7 +135,18 @@ def layout(request):
     return request.param
 
 
-def pytest_collection_modifyitems(items):
+def _repeats_numpy(item):
+    """Whether a test of a library that computes with NumPy's kernels is one length of many."""
+    parameters = item.callspec.params if hasattr(item, "callspec") else {}
+    others = parameters.get("backend", "numpy") not in WITH_KERNELS
+    return others and parameters.get("n", 1) not in LENGTHS_OF_OTHERS
+
+
+def pytest_collection_modifyitems(config, items):
     """No RuntimeWarning escapes from a kernel: everywhere, it is an error."""
+    repeated = [item for item in items if _repeats_numpy(item)]
+    if repeated:
+        config.hook.pytest_deselected(items=repeated)
+        items[:] = [item for item in items if not _repeats_numpy(item)]
     for item in items:
         item.add_marker(pytest.mark.filterwarnings("error::RuntimeWarning"))

@@ -4,30 +4,12 @@ import types
 
 import numpy as np
 import pytest
+from cases import CALLS
 
 import pysoftmax as ps
 from pysoftmax import _dispatch
 from pysoftmax.adapters import Adapter
 from pysoftmax.backends import numpy as numpy_backend
-
-X = np.array([[1.0, 2.0, 3.5], [0.5, -1.0, 2.0]])
-LABELS = np.array([2, 0])
-BITS = np.array([[0.0, 1.0, 1.0], [1.0, 0.0, 0.5]])
-
-# Every public function of arrays: its arrays, and some of its options.
-CALLS = {
-    "softmax": ((X,), {"axis": 0, "temperature": 2.0}),
-    "log_softmax": ((X,), {"dtype": np.float32}),
-    "logsumexp": ((X,), {"keepdims": True, "return_sign": True}),
-    "cross_entropy": ((X, LABELS), {"reduction": "none", "weight": [1, 2, 3]}),
-    "cross_entropy_with_grad": ((X, LABELS), {"label_smoothing": 0.1}),
-    "sigmoid": ((X,), {}),
-    "log_sigmoid": ((X,), {"dtype": np.float32}),
-    "binary_cross_entropy_with_logits": ((X, BITS), {"reduction": "sum"}),
-    "binary_cross_entropy_with_logits_with_grad": ((X, BITS), {"pos_weight": 2.0}),
-    "softmax_vjp": ((X, BITS), {"axis": None}),
-    "log_softmax_vjp": ((X, BITS), {"temperature": 0.5}),
-}
 
 
 class Boxed:
@@ -130,10 +112,10 @@ def letters(monkeypatch):
 @pytest.mark.parametrize("name", CALLS)
 def test_an_adapter_is_given_every_public_call_as_it_was_made(letters, name):
     arrays, options = CALLS[name]
-    answer, result = getattr(ps, name)(*map(Letter, arrays), **options)
+    answer, result = getattr(ps, name)(**{k: Letter(v) for k, v in arrays.items()}, **options)
     assert answer == "answer"
     assert letters.asked == [name]
-    np.testing.assert_equal(result, getattr(ps, name)(*arrays, **options))
+    np.testing.assert_equal(result, getattr(ps, name)(**arrays, **options))
 
 
 def test_functions_without_adapters_say_what_to_do(letters):

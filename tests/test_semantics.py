@@ -31,7 +31,7 @@ def test_result_has_the_library_shape_and_dtype_of_the_input(backend, dtype, fun
     x = backend.asarray(normal((2, 3, 5), dtype))
     result = function(x)
     assert type(result) is backend.array_type
-    assert result.dtype == dtype
+    assert backend.asnumpy(result).dtype == dtype
     assert result.shape == ((2, 3) if function in REDUCING else (2, 3, 5))
 
 
@@ -209,7 +209,7 @@ def test_any_axis_several_or_all_of_them(backend, dtype, axis):
     expected = back(oracles.log_softmax(rows))
     assert_ulp("log_softmax", backend.asnumpy(ps.log_softmax(a, axis)), expected)
     lse, scale = oracles.logsumexp(rows), oracles.logsumexp_scale(rows)
-    assert_ulp("logsumexp", np.asarray(ps.logsumexp(a, axis)), lse, scale=scale)
+    assert_ulp("logsumexp", backend.asnumpy(ps.logsumexp(a, axis)), lse, scale=scale)
     kept = [1 if i in axes else n for i, n in enumerate(x.shape)]
     assert ps.logsumexp(a, axis, keepdims=True).shape == tuple(kept)
 

@@ -126,6 +126,29 @@ def accuracy_table():
     return f"{markdown(['dtype', 'columns', *headers], rows)}\n\nMeasured {where(measured)}."
 
 
+def arrays_table():
+    """What tests/arrays.py has tried: a row for each library."""
+    tried = json.loads((RESULTS / "arrays.json").read_text())
+    every = len(tried["numpy"]["zero-copy"])  # NumPy's arrays are never copied
+
+    def functions(names):
+        if len(names) in (0, every):
+            return "all" if names else "none"
+        return ", ".join(f"`{name}`" for name in names)
+
+    headers = ["arrays", "results", "lazy", "zero-copy", "differentiable", "device"]
+    rows = [
+        [
+            library,
+            f"`{found['result']}`",
+            *(functions(found[name]) for name in ("lazy", "zero-copy", "differentiable")),
+            found["device"],
+        ]
+        for library, found in tried.items()
+    ]
+    return markdown(headers, rows)
+
+
 def speed_table():
     results = speed()
     measured = f"Measured {report.heading(results)}, {report.versions(results)}."
@@ -133,7 +156,7 @@ def speed_table():
 
 
 TABLES = {
-    "README.md": {"reproducibility": reproducibility_table},
+    "README.md": {"arrays": arrays_table, "reproducibility": reproducibility_table},
     "docs/performance.md": {"accuracy": accuracy_table, "speed": speed_table},
 }
 

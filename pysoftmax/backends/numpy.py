@@ -2,6 +2,7 @@
 
 import array as array_module
 import os
+import sys
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -103,8 +104,10 @@ def wrap(result: Array, like: Any) -> Any:
     """`result` in the type of `like`, or as a scalar where it has no dimension."""
     if isinstance(like, np.ma.MaskedArray):
         return np.ma.array(result, mask=np.ma.getmaskarray(like), copy=False)
-    if type(like) is not np.ndarray and hasattr(like, "__array_wrap__") and np.ndim(result):
-        return like.__array_wrap__(result, None, False)
+    if type(like) is not np.ndarray and np.ndim(result):
+        if hasattr(like, "__array_wrap__"):
+            return like.__array_wrap__(result, None, False)
+        return _labelled(result, like)
     return result[()] if result.ndim == 0 else result
 
 
@@ -113,7 +116,21 @@ def wrap_reduced(result: Array, like: Any, axis: tuple[int, ...]) -> Any:
     if isinstance(like, np.ma.MaskedArray):
         mask = np.ma.getmaskarray(like).all(axis=axis)
         return np.ma.array(result, mask=mask.reshape(result.shape), copy=False)
-    return wrap(result, None)
+    return _labelled(result, like, axis) if result.ndim else wrap(result, None)
+
+
+def _labelled(result: Array, like: Any, reduced: tuple[int, ...] = ()) -> Any:
+    """`result` with the labels of `like` that were not reduced, if that is of pandas."""
+    pandas: Any = sys.modules.get("pandas")
+    if pandas is None or not isinstance(like, pandas.DataFrame | pandas.Series):
+        return result
+    labels = [labels for i, labels in enumerate(like.axes) if i not in reduced]
+    if tuple(map(len, labels)) != result.shape:  # dimensions were kept, or added by factors
+        return result
+    if result.ndim == 2:
+        return pandas.DataFrame(result, *labels, copy=False)
+    name = like.name if isinstance(like, pandas.Series) else None
+    return pandas.Series(result, *labels, name=name, copy=False)
 
 
 def can_be_written(out: Any) -> bool:

@@ -1,0 +1,89 @@
+"""torch tensors, as views of their memory."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from pysoftmax import _extras
+from pysoftmax.adapters.memory import Memory
+from pysoftmax.backends import Array
+
+
+class Torch(Memory):
+    """Tensors on a CPU through NumPy, on a CUDA device through CuPy."""
+
+    name = library = "torch"
+
+    def recognises(self, array: Any) -> bool:
+        """Whether `array` is a tensor; torch is imported if there is one."""
+        torch = sys.modules.get("torch")
+        return torch is not None and isinstance(array, torch.Tensor)
+
+    def view(self, array: Any) -> Array:
+        """The memory of a dense tensor."""
+        torch = sys.modules["torch"]
+        if array.layout is not torch.strided:
+            raise TypeError("expected a dense tensor: call to_dense() first")
+        tensor = array.detach().resolve_conj().resolve_neg()
+        # Neither NumPy nor DLPack's readers know bfloat16 of themselves.
+        half = tensor.dtype is torch.bfloat16
+        if half:
+            tensor = tensor.view(torch.int16)
+        if tensor.is_cuda:
+            cupy = _extras.load("cupy", "cupy", "a tensor on a CUDA device")
+            values: Any = cupy.from_dlpack(tensor)
+        else:
+            values = tensor.numpy()
+        return values.view(_bfloat16()) if half else values
+
+    def wrap(self, result: Array, like: Any) -> Any:
+        """A tensor of the memory of `result`."""
+        torch = sys.modules["torch"]
+        half = result.dtype.name == "bfloat16"
+        if half:
+            result = result.view(np.int16)
+        if isinstance(result, np.ndarray):
+            tensor = torch.from_numpy(result).to(like.device)
+        else:
+            tensor = torch.from_dlpack(result)
+        return tensor.view(torch.bfloat16) if half else tensor
+
+    def dtype(self, dtype: Any) -> Any:
+        """torch's dtypes by their names, which are NumPy's; others as they are."""
+        if not isinstance(dtype, sys.modules["torch"].dtype):
+            return dtype
+        name = str(dtype).removeprefix("torch.")
+        return _bfloat16() if name == "bfloat16" else name
+
+    def call(self, function: str, arguments: dict[str, Any]) -> Any:
+        """The public `function`, recorded if autograd is to follow it."""
+        from pysoftmax.adapters import torch_autograd
+
+        return torch_autograd.call(self, function, arguments)
+
+    def compute(self, function: str, arguments: dict[str, Any]) -> Any:
+        """The public `function`, not recorded."""
+        with in_stream_of(self.like(arguments)):
+            return super().call(function, arguments)
+
+
+def _bfloat16() -> Any:
+    return np.dtype(_extras.load("ml_dtypes", "bfloat16", "bfloat16").bfloat16)
+
+
+@contextmanager
+def in_stream_of(tensor: Any) -> Iterator[None]:
+    """CuPy on the device and in the stream of torch, so that neither has to wait."""
+    if not tensor.is_cuda:
+        yield
+        return
+    cupy = _extras.load("cupy", "cupy", "a tensor on a CUDA device")
+    stream = sys.modules["torch"].cuda.current_stream(tensor.device).cuda_stream
+    with cupy.cuda.Device(tensor.device.index), cupy.cuda.ExternalStream(stream):
+        yield
+
+
+adapter = Torch()

@@ -1,0 +1,356 @@
+"""Array in, array out: every function with the arrays of every library."""
+
+import json
+import tracemalloc
+
+import arrays
+import numpy as np
+import pytest
+from cases import BFLOAT16, CALLS, normal, python
+from conftest import BACKENDS
+from oracles import assert_same_bytes
+
+import pysoftmax as ps
+
+
+@pytest.fixture(params=CALLS)
+def function(request):
+    return request.param
+
+
+def call(function, given, **more):
+    given_arrays, options = CALLS[function]
+    return arrays.parts(
+        getattr(ps, function)(**{k: given(v) for k, v in given_arrays.items()}, **options, **more)
+    )
+
+
+def test_every_function_gives_the_bits_of_numpy_in_arrays_of_the_library(backend, function):
+    expected = call(function, np.array)
+    results = call(function, backend.asarray)
+    for result, wanted in zip(results, expected, strict=True):
+        assert isinstance(result, backend.array_type | np.generic)
+        assert tuple(result.shape) == wanted.shape
+        assert_same_bytes(backend.asnumpy(result), wanted, library=backend.name)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_every_function_keeps_the_dtype(backend, function, dtype):
+    if dtype == "bfloat16" and BFLOAT16 is None:
+        pytest.skip("bfloat16 needs ml_dtypes")
+    if backend.name == "array_api_strict" and dtype != "float32":
+        pytest.skip("the array API standard has no half precisions")
+    dtype = BFLOAT16 if dtype == "bfloat16" else np.dtype(dtype)
+
+    def cast(a):
+        return a.astype(dtype) if a.dtype == np.float64 else a
+
+    options = {"dtype": None} if "dtype" in CALLS[function][1] else {}
+    given, other = CALLS[function]
+    other = {**other, **options}
+    expected = getattr(ps, function)(**{k: cast(a) for k, a in given.items()}, **other)
+    given = {k: backend.asarray(cast(a)) for k, a in given.items()}
+    result = getattr(ps, function)(**given, **other)
+    for got, wanted in zip(arrays.parts(result), arrays.parts(expected), strict=True):
+        assert_same_bytes(backend.asnumpy(got), wanted, library=backend.name)
+
+
+@pytest.mark.parametrize("function", ["softmax", "log_softmax", "sigmoid", "log_sigmoid"])
+def test_out_is_written_to_and_returned(backend, function):
+    x = normal((3, 5), np.float64)
+    out = backend.asarray(np.full_like(x, 7))
+    if backend.name == "jax":
+        with pytest.raises(TypeError, match="out: JAX's arrays cannot be written to"):
+            getattr(ps, function)(backend.asarray(x), out=out)
+        return
+    assert getattr(ps, function)(backend.asarray(x), out=out) is out
+    assert_same_bytes(backend.asnumpy(out), getattr(ps, function)(x))
+
+
+@pytest.mark.parametrize(
+    "function", ["cross_entropy_with_grad", "binary_cross_entropy_with_logits_with_grad"]
+)
+def test_a_gradient_is_written_to_grad_out(backend, function):
+    if backend.name == "jax":
+        pytest.skip("JAX's arrays cannot be written to")
+    expected = call(function, np.array)
+    out = backend.asarray(np.full_like(expected[1], 7))
+    loss, grad = call(function, backend.asarray, grad_out=out)
+    assert grad is out
+    assert_same_bytes(backend.asnumpy(loss), expected[0])
+    assert_same_bytes(backend.asnumpy(out), expected[1])
+
+
+def test_arrays_of_two_libraries_in_one_call_are_refused_by_name(backend):
+    if backend.name.startswith("numpy"):
+        pytest.skip("the other library is NumPy")
+    x = np.zeros((2, 3))
+    mine = backend.asarray(x)
+    kind = f"{backend.array_type.__module__}.{backend.array_type.__qualname__}"
+    for mixed in (
+        lambda: ps.softmax(mine, where=x > 0),
+        lambda: ps.softmax(x, out=mine),
+        lambda: ps.log_softmax(mine, temperature=np.ones(2)),
+        lambda: ps.logsumexp(x, b=mine),
+        lambda: ps.cross_entropy(mine, np.zeros(2, int)),
+        lambda: ps.cross_entropy_with_grad(x, x, grad_out=mine),
+        lambda: ps.sigmoid(mine, out=x),
+        lambda: ps.binary_cross_entropy_with_logits(x, mine),
+        lambda: ps.softmax_vjp(mine, x),
+    ):
+        with pytest.raises(TypeError, match=r"one library, but .*numpy\.ndarray") as refused:
+            mixed()
+        assert kind in str(refused.value)
+
+
+@pytest.mark.parametrize("refused", ["complex64", "complex128"])
+def test_a_dtype_that_is_not_accepted_is_refused_by_name(backend, refused):
+    x = backend.asarray(np.zeros((2, 3), refused))
+    for function in (ps.softmax, ps.logsumexp, ps.sigmoid):
+        with pytest.raises(TypeError, match=f"float32.*float64.*got {refused}"):
+            function(x)
+
+
+# --- DLPack -------------------------------------------------------------------------------------
+
+
+class Exporter:
+    """An array that does nothing but share its memory."""
+
+    def __init__(self, values, device=(1, 0)):
+        self.values, self.dtype, self.place = values, values.dtype, device
+
+    def __dlpack__(self, **options):
+        return self.values.__dlpack__(**options)
+
+    def __dlpack_device__(self):
+        return self.place
+
+
+def test_what_only_shares_its_memory_gives_arrays_of_numpy():
+    x = normal((3, 4), np.float32)
+    result = ps.softmax(Exporter(x))
+    assert type(result) is np.ndarray
+    assert_same_bytes(result, ps.softmax(x))
+    out = Exporter(np.empty_like(x))
+    assert ps.softmax(Exporter(x), out=out) is out
+    assert_same_bytes(out.values, result)
+
+
+def test_a_read_only_exporter_is_read_but_not_written_to():
+    x = normal((3, 4), np.float32)
+    x.flags.writeable = False
+    assert_same_bytes(ps.softmax(Exporter(x)), ps.softmax(x))
+    with pytest.raises(ValueError, match="out is read-only"):
+        ps.softmax(Exporter(x), out=Exporter(x))
+
+
+def test_pinned_memory_of_the_host_is_the_cpus():
+    x = normal((3, 4), np.float32)
+    with pytest.raises(ValueError, match=r"x is on \(3, 0\) and out is on \(1, 0\)"):
+        ps.softmax(Exporter(x, (3, 0)), out=Exporter(x))
+
+
+def test_another_device_is_refused_by_its_number():
+    with pytest.raises(TypeError, match=r"(?s)x: expected .*CPU.*CUDA.*device 8 of DLPack"):
+        ps.softmax(Exporter(np.zeros((2, 3)), (8, 0)))
+
+
+def test_an_array_on_a_cuda_device_names_the_extra_that_reads_it():
+    source = """
+import sys
+sys.modules["cupy"] = None
+import numpy, pysoftmax
+from test_arrays import Exporter
+try:
+    pysoftmax.softmax(Exporter(numpy.zeros((2, 3)), (2, 0)))
+except ImportError as error:
+    print(error)
+"""
+    assert "pip install 'pysoftmax[cupy]'" in python("-c", source)
+
+
+# --- pandas, masked arrays, memory maps ---------------------------------------------------------
+
+
+@pytest.fixture
+def frame():
+    pandas = pytest.importorskip("pandas")
+    return pandas.DataFrame(normal((3, 2), np.float32), list("abc"), ["yes", "no"])
+
+
+def test_a_data_frame_keeps_its_labels(frame):
+    x = frame.to_numpy()
+    for function in (ps.softmax, ps.log_softmax, ps.sigmoid, ps.log_sigmoid):
+        result = function(frame)
+        assert type(result) is type(frame)
+        assert result.index.equals(frame.index)
+        assert result.columns.equals(frame.columns)
+        assert_same_bytes(result.to_numpy(), function(x))
+    gradient = ps.cross_entropy_with_grad(frame, np.array([0, 1, 1]))[1]
+    assert gradient.index.equals(frame.index)
+    assert gradient.columns.equals(frame.columns)
+
+
+def test_a_series_keeps_its_labels_and_its_name(frame):
+    result = ps.sigmoid(frame["no"])
+    assert type(result) is type(frame["no"])
+    assert result.name == "no"
+    assert result.index.equals(frame.index)
+
+
+def test_what_is_one_number_for_each_row_is_a_series_with_the_labels_of_the_rows(frame):
+    x, labels = frame.to_numpy(), np.array([0, 1, 1])
+    for result, expected in [
+        (ps.logsumexp(frame), ps.logsumexp(x)),
+        (ps.logsumexp(frame, return_sign=True)[1], np.ones(3, np.float32)),
+        (
+            ps.cross_entropy(frame, labels, reduction="none"),
+            ps.cross_entropy(x, labels, reduction="none"),
+        ),
+    ]:
+        assert type(result) is type(frame["no"])
+        assert result.index.equals(frame.index)
+        assert_same_bytes(result.to_numpy(), expected)
+    assert ps.logsumexp(frame, 0).index.equals(frame.columns)
+
+
+def test_what_has_no_labels_is_an_array(frame):
+    assert type(ps.logsumexp(frame, None)) is np.float32
+    assert type(ps.logsumexp(frame, keepdims=True)) is np.ndarray
+    assert type(ps.logsumexp(frame[:1], b=np.ones((4, 2)))) is np.ndarray
+
+
+@pytest.mark.parametrize("masked", ["logits", "target", "weight"])
+def test_losses_refuse_masked_entries_and_say_what_to_do(masked):
+    given = {"logits": np.zeros((2, 3)), "target": np.array([0, 2]), "weight": np.ones(3)}
+    given[masked] = np.ma.array(given[masked])
+    expected = ps.cross_entropy(**given)  # nothing is masked yet
+    given[masked][..., 0] = np.ma.masked
+    for function in (ps.cross_entropy, ps.cross_entropy_with_grad):
+        with pytest.raises(ValueError, match=f"{masked} has masked entries; give"):
+            function(**given)
+    assert expected == ps.cross_entropy(**{k: np.asarray(a) for k, a in given.items()})
+
+
+@pytest.mark.parametrize("masked", ["logits", "target", "weight", "pos_weight"])
+def test_binary_losses_refuse_masked_entries_and_say_what_to_do(masked):
+    given = dict.fromkeys(("logits", "target", "weight", "pos_weight"), np.ones((2, 3)))
+    given[masked] = np.ma.array(given[masked], mask=np.eye(2, 3))
+    with pytest.raises(ValueError, match=f"{masked} has masked entries; give"):
+        ps.binary_cross_entropy_with_logits(**given)
+
+
+def test_factors_that_are_masked_are_refused():
+    with pytest.raises(ValueError, match="b has masked entries; give what takes no part"):
+        ps.logsumexp([1.0, 2.0], b=np.ma.array([1.0, 2.0], mask=[0, 1]))
+
+
+@pytest.mark.parametrize("name", ["softmax", "log_softmax"])
+def test_a_product_leaves_out_what_was_masked(dtype, name):
+    forward, product = getattr(ps, name), getattr(ps, f"{name}_vjp")
+    x, g = normal((3, 5), dtype), normal((3, 5), dtype, seed=1)
+    mask = x > 1
+    y = forward(np.ma.array(x, mask=mask))
+    result = product(np.ma.array(np.where(mask, 99, g), mask=mask), y)
+    assert isinstance(result, np.ma.MaskedArray)
+    assert np.array_equal(np.ma.getmaskarray(result), mask)
+    plain = product(np.where(mask, 0, g).astype(dtype), forward(x, where=~mask))
+    assert_same_bytes(result.data, plain)
+
+
+def test_a_memory_map_is_read_and_written_where_it_is(tmp_path):
+    x = normal((1000, 1000), np.float32)
+    x.tofile(tmp_path / "x")
+    source = np.memmap(tmp_path / "x", np.float32, "r", shape=x.shape)
+    target = np.memmap(tmp_path / "y", np.float32, "w+", shape=x.shape)
+    tracemalloc.start()
+    try:
+        assert ps.softmax(source, out=target) is target
+        assert tracemalloc.get_traced_memory()[1] < x.nbytes / 10
+    finally:
+        tracemalloc.stop()
+    target.flush()
+    assert_same_bytes(np.fromfile(tmp_path / "y", np.float32).reshape(x.shape), ps.softmax(x))
+    assert type(ps.softmax(source)) is np.ndarray
+    with pytest.raises(ValueError, match="out is read-only"):
+        ps.softmax(source, out=source)
+
+
+def test_half_precision_from_a_memory_map_is_converted_in_parts(tmp_path):
+    x = normal((2000, 1000), np.float16)
+    x.tofile(tmp_path / "x")
+    source = np.memmap(tmp_path / "x", np.float16, "r", shape=x.shape)
+    target = np.memmap(tmp_path / "y", np.float16, "w+", shape=x.shape)
+    tracemalloc.start()
+    try:
+        ps.log_softmax(source, out=target)
+        assert tracemalloc.get_traced_memory()[1] < x.nbytes / 2
+    finally:
+        tracemalloc.stop()
+    assert_same_bytes(np.asarray(target), ps.log_softmax(x))
+
+
+# --- the table of README.md ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", arrays.LIBRARIES)
+def test_the_table_of_the_readme_says_what_each_library_can_do(name):
+    found = arrays.tried(arrays.LIBRARIES[name]())
+    kept = json.loads(arrays.KEPT.read_text())
+    assert kept.get(name) == found, "python tests/arrays.py docs/results/arrays.json"
+
+
+def test_the_table_has_no_other_libraries():
+    assert list(json.loads(arrays.KEPT.read_text())) == list(arrays.LIBRARIES)
+
+
+# --- imports ------------------------------------------------------------------------------------
+
+HEAVY = ("torch", "jax", "xarray", "pandas", "dask", "cupy", "array_api_strict", "ml_dtypes")
+SOURCE = """
+import sys
+import numpy as np
+import pysoftmax as ps
+def heavy():
+    return {{name.partition(".")[0] for name in sys.modules}} & set({heavy})
+{before}
+before = heavy()
+{use}
+print(sorted(heavy() - before))
+"""
+# What a library imports itself, when it is imported or first used, is its own business.
+USES = {
+    "numpy": "x = np.zeros((2, 3))",
+    "numpy.ma": "x = np.ma.zeros((2, 3))",
+    "torch": "import torch; x = torch.zeros(2, 3)",
+    "jax": "import jax; x = jax.numpy.zeros((2, 3))",
+    "array_api_strict": "import array_api_strict; x = array_api_strict.zeros((2, 3))",
+    "xarray": "import xarray; x = xarray.apply_ufunc(abs, xarray.DataArray(np.ones((2, 3))))",
+    "pandas": "import pandas; x = pandas.DataFrame(np.zeros((2, 3)))",
+}
+
+
+def imported(before, use):
+    return python("-c", SOURCE.format(before=before, use=use, heavy=HEAVY)).strip()
+
+
+@pytest.mark.parametrize("name", USES)
+def test_a_call_imports_no_library_but_that_of_its_arrays(name):
+    pytest.importorskip(name)
+    use = "ps.softmax(x); ps.logsumexp(x); ps.sigmoid(x); ps.softmax_vjp(x, x)"
+    assert imported(USES[name], use) == "[]"
+
+
+def test_an_unknown_array_imports_no_library_and_neither_does_info():
+    use = """
+try:
+    ps.softmax(object())
+except TypeError:
+    ps.info()
+"""
+    assert imported("", use) == "[]"
+
+
+def test_every_library_of_the_tests_is_tried_for_imports():
+    assert set(USES) == set(arrays.LIBRARIES) | set(BACKENDS)
