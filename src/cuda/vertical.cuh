@@ -35,61 +35,54 @@ DEVICE bool is_skipped(const Task &task, int64 row) {
     return is_ignored(task, row) || is_wrong(task, row);
 }
 
-// One element of the last sweep, to `out`.
+// One element of the last sweep, to `out`; for a vjp read anew from `x` and `y`.
 DEVICE void write_element(const Task &task, const Row &row, const View &view, const Last &last,
-                          int64 column, real x) {
-    real y = 0;
-    if (IS_PRODUCT) {
-        x = to_real(row.x[column * row.x_step]);
-        y = to_real(((const element *)row.y)[column * row.y_step]);
-    }
-    real value = value_at(GENERAL, task, row, view, last, 1, column, x, y);
-    row.out[column * row.out_step] = to_element(value);
+                          int64 column, real value, const element *x, const element *y,
+                          element *out) {
+    if (IS_PRODUCT) value = to_real(*x);
+    value = value_at(GENERAL, task, row, view, last, 1, column, value,
+                     IS_PRODUCT ? to_real(*y) : 0);
+    *out = to_element(value);
 }
 
-// One term of the lane sums of a thread.
-struct LaneSum {
-    real rest, low, dot, q;
-    int ties;
+// What a thread adds up of a lane of the contract, beside rest.
+struct Others {
+    real low, dot, q;
 };
 
-DEVICE LaneSum empty_lane() {
-    LaneSum lane;
-    lane.rest = SPLITTER;
-    lane.low = lane.dot = lane.q = 0;
-    lane.ties = 0;
-    return lane;
+DEVICE Others no_others() {
+    Others others;
+    others.low = others.dot = others.q = 0;
+    return others;
 }
 
-// Take one column into a lane's sums; its exponential, or what it was, is returned.
-DEVICE real add_to_lane(const Task &task, const Row &row, int64 column, real x, real maximum,
-                        const View &view, const Scale &scale, LaneSum *lane) {
+// Take one column into a lane's sums; its exponential, where that is stored, or what it was.
+DEVICE real add_to_lane(const Task &task, const Row &row, int64 column, real x, real y,
+                        real maximum, const View &view, const Scale &scale, real *rest,
+                        Others *others, int *ties) {
     if (IS_PRODUCT) {
-        real y = to_real(((const element *)row.y)[column * row.y_step]);
-        lane->dot = OPERATION == LOG_SOFTMAX_VJP ? y + lane->dot : r_fma(x, y, lane->dot);
+        others->dot =
+            OPERATION == LOG_SOFTMAX_VJP ? y + others->dot : r_fma(x, y, others->dot);
         return x;
     }
     const bool other = x != maximum;
-    const real e = exp_scaled<GENERAL>(x, view, scale), before = lane->rest;
-    lane->rest = before + (other ? e : 0);
-    if (SPLITS) lane->low = lane->low + (other ? e - (lane->rest - before) : 0);
-    lane->ties += !other;
+    const real e = exp_scaled<GENERAL>(x, view, scale), before = *rest;
+    *rest = before + (other ? e : 0);
+    if (SPLITS) others->low = others->low + (other ? e - (*rest - before) : 0);
+    *ties += !other;
     if (DENSE) {
         const real weight = q_of(task, row, column);
-        lane->dot = lane->dot + (weight != 0 ? weight * (maximum - x) : 0);
-        lane->q = lane->q + weight;
+        others->dot = others->dot + (weight != 0 ? weight * (maximum - x) : 0);
+        others->q = others->q + weight;
     }
     return STORES_EXP ? e : x;
 }
 
-DEVICE LaneSum add_two(const LaneSum &a, const LaneSum &b) {
-    LaneSum sum;
-    sum.rest = a.rest + b.rest;
-    sum.low = a.low + b.low;
-    sum.dot = a.dot + b.dot;
-    sum.q = a.q + b.q;
-    sum.ties = a.ties + b.ties;
-    return sum;
+template <int n> DEVICE real tree(real (&lane)[n]) {
+    UNROLL for (int apart = n / 2; apart > 0; apart /= 2)
+        UNROLL for (int i = 0; i < n / 2; i++)
+            if (i < apart) lane[i] = lane[i] + lane[i + apart];
+    return lane[0];
 }
 
 #if defined(NARROW_COLUMNS)
@@ -104,35 +97,42 @@ extern "C" __global__ void __launch_bounds__(128) narrow_columns(const ARGUMENT 
     last.special = false;
     real m = -INFINITE;
     if (own >= 0 && !skipped) {
-        real x[COLUMNS];
+        const element *y = (const element *)row.y;
+        real x[COLUMNS], rest[COLUMNS], low[COLUMNS], dot[COLUMNS], q[COLUMNS];
+        int ties = 0;
         UNROLL for (int c = 0; c < COLUMNS; c++) {
             x[c] = c < task.n ? logit_at(row, c) : IS_PRODUCT ? 0 : -INFINITE;
             m = r_max(x[c], m);
         }
         const real exponent = exponent_of<GENERAL>(view, m);
         const Scale scale = scale_of<GENERAL>(view, exponent);
-        LaneSum lane[COLUMNS];
         UNROLL for (int c = 0; c < COLUMNS; c++) {
-            lane[c] = empty_lane();
+            Others others = no_others();
+            rest[c] = SPLITTER;
             if (c < task.n)
-                x[c] = add_to_lane(task, row, c, x[c], m, view, scale, &lane[c]);
-            lane[c].rest = lane[c].rest - (real)SPLITTER;
+                x[c] = add_to_lane(task, row, c, x[c],
+                                   IS_PRODUCT ? to_real(y[c * row.y_step]) : 0, m, view, scale,
+                                   &rest[c], &others, &ties);
+            rest[c] = rest[c] - (real)SPLITTER;
+            low[c] = others.low;
+            dot[c] = others.dot;
+            q[c] = others.q;
         }
-        UNROLL for (int apart = COLUMNS / 2; apart > 0; apart /= 2)
-            UNROLL for (int c = 0; c < apart; c++) lane[c] = add_two(lane[c], lane[c + apart]);
         Partial whole = nothing();
         whole.max = m;
         whole.exponent = exponent;
-        whole.rest = lane[0].rest;
-        whole.low = lane[0].low;
-        whole.dot = lane[0].dot;
-        whole.q = lane[0].q;
-        whole.count = lane[0].ties;
+        whole.rest = tree(rest);
+        if (SPLITS) whole.low = tree(low);
+        if (HAS_DOT) whole.dot = tree(dot);
+        if (DENSE) whole.q = tree(q);
+        whole.count = ties;
         whole.at_max = exp_scaled<GENERAL>(m, view, scale);
         last = finish(task, number, view, whole, logit_of_target(task, row), true);
         if (HAS_OUT && !last.special)
             UNROLL for (int c = 0; c < COLUMNS; c++)
-                if (c < task.n) write_element(task, row, view, last, c, x[c]);
+                if (c < task.n)
+                    write_element(task, row, view, last, c, x[c], row.x + c * row.x_step,
+                                  y + c * row.y_step, row.out + c * row.out_step);
     }
     special_rows(task, number, skipped || last.special, m);
 }
@@ -140,107 +140,139 @@ extern "C" __global__ void __launch_bounds__(128) narrow_columns(const ARGUMENT 
 
 #if defined(WIDE_COLUMNS)
 // Rows of up to a block, PARTS threads to each; CACHED: up to a chunk, kept in registers.
-enum { CHUNK_LIMIT = CACHED ? 1 : 4 };
+enum {
+    CHUNKS_AT_MOST = CACHED ? 1 : 4,
+    PLACES = CHUNK / PARTS,  // columns of a chunk that a thread takes
+};
 
-extern "C" __global__ void __launch_bounds__(PARTS * WARP) wide_columns(const ARGUMENT Task task) {
-    __shared__ real most[PARTS][WARP];
-    __shared__ LaneSum part_sums[PARTS][WARP];
+// The tree over the parts of a lane row, one field of them.
+DEVICE real add_parts(const real (&part)[PARTS][WARP], int r) {
+    real lane[PARTS];
+    UNROLL for (int i = 0; i < PARTS; i++) lane[i] = part[i][r];
+    return tree(lane);
+}
+
+extern "C" __global__ void __launch_bounds__(PARTS * WARP)
+    wide_columns(const ARGUMENT Task task) {
+    __shared__ real rests[PARTS][WARP], lows[PARTS][WARP], dots[PARTS][WARP], qs[PARTS][WARP];
+    __shared__ int ties_of[PARTS][WARP];
     __shared__ Last lasts[WARP];
-    const int r = threadIdx.x % WARP, y = threadIdx.x / WARP;
+    const int r = threadIdx.x % WARP, y = threadIdx.x / WARP, n = (int)task.n;
     const int64 panels = (task.inner + WARP - 1) / WARP, outer = blockIdx.x / panels;
     const int64 inner = blockIdx.x % panels * WARP + r;
     const bool present = inner < task.inner;
     const int64 number = present ? outer * task.inner + inner : outer * task.inner;
     const Row row = row_of(task, number);
     const View view = row_view(task, number);
-    const int chunks = CACHED ? 1 : (int)((task.n + CHUNK - 1) / CHUNK);
     const bool skipped = present && is_skipped(task, number);
-    const real target_logit = present && !skipped ? logit_of_target(task, row) : 0;
-    real x[CACHED ? STEPS : 1][4];
+    // From one column of a thread to the next: PARTS columns.
+    const int64 x_step = PARTS * row.x_step, y_step = PARTS * row.y_step;
+    const element *x_begin = row.x + y * row.x_step;
+    const element *y_begin = (const element *)row.y + y * row.y_step;
+    real x[PLACES];
 
     real m = -INFINITE;
-    if (!IS_PRODUCT || CACHED) {
-        for (int c = 0; c < chunks; c++)
-            UNROLL for (int s = 0; s < STEPS; s++)
-                UNROLL for (int p = 0; p < 4; p++) {
-                    const int64 column = (int64)c * CHUNK + s * LANES + p * PARTS + y;
-                    const real value = present && column < task.n ? logit_at(row, column)
-                                       : IS_PRODUCT               ? 0
-                                                                  : -INFINITE;
-                    if (CACHED) x[s][p] = value;
-                    m = r_max(value, m);
-                }
-        most[y][r] = m;
+    if (!IS_PRODUCT) {
+        const element *at = x_begin;
+        NOT_UNROLLED for (int begin = y; begin < n; begin += CHUNK)
+            UNROLL for (int i = 0; i < PLACES; i++, at += x_step) {
+                const int column = begin + i * PARTS;
+                real value = -INFINITE;
+                if (present && column < n && !is_masked(row, column)) value = to_real(*at);
+                if (CACHED) x[i] = value;
+                m = r_max(value, m);
+            }
+        rests[y][r] = m;
         __syncthreads();
-        for (int i = 0; i < PARTS; i++) m = r_max(most[i][r], m);
+        for (int i = 0; i < PARTS; i++) m = r_max(rests[i][r], m);
+        __syncthreads();
     }
     const real exponent = exponent_of<GENERAL>(view, m);
     const Scale scale = scale_of<GENERAL>(view, exponent);
 
-    double rest[4] = {0, 0, 0, 0}, low[4] = {0, 0, 0, 0}, dot[4] = {0, 0, 0, 0},
-           q[4] = {0, 0, 0, 0};
+    Partial whole = nothing(), left, half;
     int ties = 0;
-    UNROLL for (int c = 0; c < CHUNK_LIMIT; c++) {
-        if (c >= chunks) continue;
-        LaneSum lane[4];
-        UNROLL for (int p = 0; p < 4; p++) lane[p] = empty_lane();
-        UNROLL for (int s = 0; s < STEPS; s++)
-            UNROLL for (int p = 0; p < 4; p++) {
-                const int64 column = (int64)c * CHUNK + s * LANES + p * PARTS + y;
-                if (!present || column >= task.n) continue;
-                const real value = CACHED ? x[s][p] : logit_at(row, column);
-                const real e =
-                    add_to_lane(task, row, column, value, m, view, scale, &lane[p]);
-                if (CACHED) x[s][p] = e;
-            }
-        UNROLL for (int p = 0; p < 4; p++) lane[p].rest = lane[p].rest - (real)SPLITTER;
+    const element *x_at = x_begin, *y_at = y_begin;
+    NOT_UNROLLED for (int c = 0; c < CHUNKS_AT_MOST; c++) {
+        real rest[4];
+        Others others[4];
+        UNROLL for (int p = 0; p < 4; p++) {
+            rest[p] = SPLITTER;
+            others[p] = no_others();
+        }
+        UNROLL for (int i = 0; i < PLACES; i++, x_at += x_step, y_at += y_step) {
+            const int column = c * CHUNK + i * PARTS + y;
+            if (!present || column >= n) continue;
+            real value = 0;
+            if (OPERATION == LOG_SOFTMAX_VJP)
+                value = 0;
+            else if (CACHED && !IS_PRODUCT)
+                value = x[i];
+            else
+                value = is_masked(row, column) ? -INFINITE : to_real(*x_at);
+            const real e =
+                add_to_lane(task, row, column, value, IS_PRODUCT ? to_real(*y_at) : 0, m, view,
+                            scale, &rest[i % 4], &others[i % 4], &ties);
+            if (CACHED && !IS_PRODUCT) x[i] = e;
+        }
+        UNROLL for (int p = 0; p < 4; p++) rest[p] = rest[p] - (real)SPLITTER;
         if (c > 0) __syncthreads();
-        part_sums[y][r] = add_two(add_two(lane[0], lane[2]), add_two(lane[1], lane[3]));
+        rests[y][r] = (rest[0] + rest[2]) + (rest[1] + rest[3]);
+        if (SPLITS) lows[y][r] = (others[0].low + others[2].low) + (others[1].low + others[3].low);
+        if (HAS_DOT) dots[y][r] = (others[0].dot + others[2].dot) + (others[1].dot + others[3].dot);
+        if (DENSE) qs[y][r] = (others[0].q + others[2].q) + (others[1].q + others[3].q);
+        ties_of[y][r] = ties;
         __syncthreads();
-        if (y == 0) {
-            LaneSum tree[PARTS];
-            UNROLL for (int i = 0; i < PARTS; i++) tree[i] = part_sums[i][r];
-            UNROLL for (int apart = PARTS / 2; apart > 0; apart /= 2)
-                UNROLL for (int i = 0; i < apart; i++) tree[i] = add_two(tree[i], tree[i + apart]);
-            rest[c] = tree[0].rest;
-            low[c] = tree[0].low;
-            dot[c] = tree[0].dot;
-            q[c] = tree[0].q;
-            ties += tree[0].ties;
+        if (y > 0) continue;
+        Partial chunk = nothing();
+        chunk.rest = add_parts(rests, r);
+        if (SPLITS) chunk.low = add_parts(lows, r);
+        if (HAS_DOT) chunk.dot = add_parts(dots, r);
+        if (DENSE) chunk.q = add_parts(qs, r);
+        if (CACHED) {
+            whole = chunk;
+        } else if (c % 2 == 0) {
+            left = chunk;
+        } else {
+            add_chunks(left, chunk, &chunk);
+            if (c == 1) half = chunk;
+            if (c == 3) add_chunks(half, chunk, &whole);
         }
     }
     if (y == 0) {
-        Partial whole = nothing();
-        add_exactly(rest[0], low[0], rest[1], low[1], &rest[0], &low[0]);
-        add_exactly(rest[2], low[2], rest[3], low[3], &rest[2], &low[2]);
-        add_exactly(rest[0], low[0], rest[2], low[2], &whole.rest, &whole.low);
-        whole.dot = (dot[0] + dot[1]) + (dot[2] + dot[3]);
-        whole.q = (q[0] + q[1]) + (q[2] + q[3]);
+        ties = 0;
+        for (int i = 0; i < PARTS; i++) ties += ties_of[i][r];
         whole.max = m;
         whole.exponent = exponent;
         whole.count = ties;
         whole.at_max = exp_scaled<GENERAL>(m, view, scale);
         Last last;
         last.special = true;
-        if (present && !skipped) last = finish(task, number, view, whole, target_logit, true);
+        if (present && !skipped)
+            last = finish(task, number, view, whole, logit_of_target(task, row), true);
         lasts[r] = last;
     }
     __syncthreads();
     const Last last = lasts[r];
-    if (HAS_OUT && present && !last.special)
-        for (int c = 0; c < chunks; c++)
-            UNROLL for (int s = 0; s < STEPS; s++)
-                UNROLL for (int p = 0; p < 4; p++) {
-                    const int64 column = (int64)c * CHUNK + s * LANES + p * PARTS + y;
-                    if (column >= task.n) continue;
-                    real value = 0;
-                    if (CACHED)
-                        value = x[s][p];
-                    else if (!IS_PRODUCT)
-                        value = logit_at(row, column);
-                    if (!CACHED && STORES_EXP) value = exp_scaled<GENERAL>(value, view, scale);
-                    write_element(task, row, view, last, column, value);
-                }
+    if (HAS_OUT && present && !last.special) {
+        const int64 out_step = PARTS * row.out_step;
+        element *out_at = row.out + y * row.out_step;
+        x_at = x_begin;
+        y_at = y_begin;
+        NOT_UNROLLED for (int begin = y; begin < n; begin += CHUNK)
+            UNROLL for (int i = 0; i < PLACES;
+                        i++, x_at += x_step, y_at += y_step, out_at += out_step) {
+                const int column = begin + i * PARTS;
+                if (column >= n) continue;
+                real value = 0;
+                if (CACHED && !IS_PRODUCT)
+                    value = x[i];
+                else if (!IS_PRODUCT)
+                    value = is_masked(row, column) ? -INFINITE : to_real(*x_at);
+                if (!CACHED && STORES_EXP) value = exp_scaled<GENERAL>(value, view, scale);
+                write_element(task, row, view, last, column, value, x_at, y_at, out_at);
+            }
+    }
     if (y == 0) special_rows(task, number, present && last.special, m);
 }
 #endif
