@@ -151,16 +151,22 @@ def _mask(where: Any, x: Any) -> Operand:
     return _aligned(mask, x, tuple(range(x.ndim)), "where")
 
 
-def _parts_of(x: Any, axes: Index, numbers: int, both: Any) -> Any:
-    """The parts of rows out of tasks that return (result, part), an axis of their numbers first."""
-    every = tuple(range(x.ndim))
+def _parts(
+    task: Callable[..., Array],
+    name: str,
+    numbers: int,
+    x: Any,
+    axes: Index,
+    operands: list[Operand],
+) -> Any:
+    """The parts of rows that tasks return, an axis of their numbers first."""
     return _blockwise(
-        partial(_item, place=1),
-        "part",
-        (x.ndim, *every),
+        task,
+        f"{name}-part",
+        (x.ndim, *range(x.ndim)),
         x,
         np.float64,
-        (both, every),
+        *operands,
         new_axes={x.ndim: numbers},
         adjust_chunks=_one_each(x, axes),
     )
@@ -240,45 +246,33 @@ def _map(name: str, x: Any, axis: Any, temperature: Any, where: Any, dtype: Any)
     if not _is_cut(x, axes):
         task = partial(_masked_call, name=name, axis=_axis_argument(x, axes), dtype=dtype)
         return _blockwise(task, name, every, x, wanted, *operands)
-    task = partial(_own, name=name, axes=axes, dtype=wanted)
-    both = _blockwise(task, f"{name}-of-part", every, x, wanted, *operands)
-    whole = _joined(x, axes, _parts_of(x, axes, row_parts.LOW + 1, both))
-    task = partial(_apply_share, name=name, dtype=wanted)
-    return _blockwise(task, name, every, x, wanted, (both, every), (whole, (x.ndim, *every)))
+    task = partial(_part, axes=axes, dtype=wanted)
+    whole = _joined(x, axes, _parts(task, name, row_parts.LOW + 1, x, axes, operands))
+    task = partial(_finish_map, name=name, dtype=wanted)
+    return _blockwise(task, name, every, x, wanted, *operands[:2], (whole, (x.ndim, *every)))
 
 
 def _masked_call(x: Array, where: Any, temperature: Any, *, name: str, **options: Any) -> Any:
     return getattr(pysoftmax, name)(x, where=where, temperature=temperature, **options)
 
 
-def _own(
-    x: Array, where: Any, temperature: Any, *, name: str, axes: Index, dtype: Any
-) -> tuple[Array, Array]:
-    """A block's own softmax or log-softmax, and its part of the rows."""
-    wide = check.summing_dtype(dtype)
-    x = x.astype(dtype, copy=False).astype(wide, copy=False)
-    where = None if where is None else np.broadcast_to(where, x.shape)
-    options = {"where": where, "temperature": temperature}
-    logarithms = name == "log_softmax"
-    probabilities = pysoftmax.softmax(x, axes, **options)
-    part = row_parts.part(x, probabilities, axes, **options, logarithms=logarithms)
-    own = pysoftmax.log_softmax(x, axes, **options) if logarithms else probabilities
-    return own, np.stack(part)
+def _computable(x: Array, where: Any, dtype: Any) -> tuple[Array, Any]:
+    """A block converted to the type its rows are computed in, and its mask in full."""
+    x = x.astype(dtype, copy=False).astype(check.summing_dtype(dtype), copy=False)
+    return x, None if where is None else np.broadcast_to(where, x.shape)
 
 
-def _apply_share(both: tuple[Array, Array], whole: Array, *, name: str, dtype: Any) -> Array:
-    """What a block's own softmax or log-softmax is within the whole rows."""
-    own, part = both
-    logarithms = name == "log_softmax"
-    factor = (row_parts.log_share if logarithms else row_parts.share)(part, whole)
-    factor = np.where(whole[row_parts.MAXIMUM] == np.inf, np.nan, factor)
-    # Nothing but -inf is NaN by itself, and nothing beside what other blocks have.
-    empty = (part[row_parts.MAXIMUM] == -np.inf) & (whole[row_parts.MAXIMUM] > -np.inf)
-    with np.errstate(all="ignore"):
-        if empty.any():
-            own = np.where(empty, -np.inf if logarithms else 0, own)
-        result = own + factor if logarithms else own * factor
-        return result.astype(dtype)
+def _part(x: Array, where: Any, temperature: Any, *, axes: Index, dtype: Any) -> Array:
+    """A block's part of the rows."""
+    x, where = _computable(x, where, dtype)
+    return np.stack(row_parts.part(x, axes, where, temperature))
+
+
+def _finish_map(x: Array, where: Any, whole: Array, *, name: str, dtype: Any) -> Array:
+    """A block's softmax or log-softmax, from what the rows were joined to."""
+    x, where = _computable(x, where, dtype)
+    finish = row_parts.probabilities if name == "softmax" else row_parts.log_probabilities
+    return finish(x, where, whole, dtype)
 
 
 # ----------------------------------------------------------------------------------- logsumexp
@@ -301,16 +295,9 @@ def logsumexp(
     factor_operand = _aligned(factor, x, every, "b")
     operands = [(x, every), factor_operand, _mask(where, x)]
     if _is_cut(x, axes):
-        parts = _blockwise(
-            partial(_part_of_sum, axes=axes, dtype=wanted),
-            "logsumexp-of-part",
-            (x.ndim, *every),
-            x,
-            np.float64,
-            *operands,
-            new_axes={x.ndim: row_parts.LOW + 1 if factor is None else row_parts.MEAN + 1},
-            adjust_chunks=_one_each(x, axes),
-        )
+        numbers = row_parts.LOW + 1 if factor is None else row_parts.MEAN + 1
+        task = partial(_part_of_sum, axes=axes, dtype=wanted)
+        parts = _parts(task, "logsumexp", numbers, x, axes, operands)
         operands = [(_joined(x, axes, parts), (x.ndim, *every))]
         task = partial(_log_of_whole, axes=axes, dtype=wanted, return_sign=return_sign)
     else:
@@ -336,20 +323,18 @@ def _logsumexp_call(x: Array, b: Any, where: Any, **options: Any) -> Any:
 def _part_of_sum(x: Array, b: Any, where: Any, *, axes: Index, dtype: Any) -> Array:
     """A block's part of the rows, with the mean of the factors if there are any."""
     backend = backend_of(x=x)
-    wide = check.summing_dtype(dtype)
-    x = x.astype(dtype, copy=False).astype(wide, copy=False)
-    where = None if where is None else np.broadcast_to(where, x.shape)
+    x, where = _computable(x, where, dtype)
     if b is not None:
         b = np.broadcast_to(b, x.shape)
         where = b != 0 if where is None else (b != 0) & where
-    probabilities = pysoftmax.softmax(x, axes, where=where)
-    part = row_parts.part(x, probabilities, axes, where, 1.0, logarithms=True)
+    part = row_parts.part(x, axes, where, 1.0)
     if b is not None:
+        probabilities = pysoftmax.softmax(x, axes, where=where)
         maximum = part[row_parts.MAXIMUM]
         # Where a term is +inf only such terms count, and where all are -inf none does.
         probabilities = np.where(maximum == np.inf, (x == np.inf) & where, probabilities)
-        probabilities = np.where(maximum == -np.inf, 0, probabilities).astype(wide)
-        factors = np.where(where, b, 0).astype(wide)
+        probabilities = np.where(maximum == -np.inf, 0, probabilities).astype(x.dtype)
+        factors = np.where(where, b, 0).astype(x.dtype)
         part.append(_dot(backend, factors, probabilities, axes))
     return np.stack(part)
 
@@ -454,7 +439,14 @@ def _add_up(sums: Any, axis: Any, keepdims: bool) -> Array:
 
 
 def _finish_vjp(
-    grad: Array, values: Array, temperature: Any, total: Array, *, name: str, axes: Index, dtype: Any
+    grad: Array,
+    values: Array,
+    temperature: Any,
+    total: Array,
+    *,
+    name: str,
+    axes: Index,
+    dtype: Any,
 ) -> Array:
     """The gradient of a block, from the sums of its rows."""
     rows = check.reduced_shape(values.shape, axes)
@@ -746,20 +738,16 @@ def _cut_losses(
     operands = [target, weights, (offsets, axes)]
     truth, index = target
     labels = (truth, index) if truth.dtype.kind in "iu" else (None, None)
-    task = partial(_own_losses, axis=axis, classes=x.shape[axis], with_grad=with_grad, **options)
-    both = _blockwise(
-        task, "cross-entropy-of-part", every, x, wanted, (x, every), degrees, *operands
-    )
-    parts = _parts_of(x, axes, row_parts.Q + 1, both)
+    name, options = "cross-entropy", {**options, "axis": axis, "classes": x.shape[axis]}
+    task = partial(_part_of_loss, with_grad=with_grad, **options)
+    parts = _parts(task, name, row_parts.Q + 1, x, axes, [(x, every), degrees, *operands])
     whole = (_joined(x, axes, parts), (x.ndim, *every))
     task = partial(_loss_of_whole, axis=axis, ignore_index=options["ignore_index"], dtype=dtype)
-    loss = _blockwise(task, "cross-entropy", rows, x, dtype, whole, labels)
+    loss = _blockwise(task, name, rows, x, dtype, whole, labels)
     if not with_grad:
         return loss, None
-    task = partial(_gradient_of_part, axis=axis, classes=x.shape[axis], dtype=wanted, **options)
-    grad = _blockwise(
-        task, "cross-entropy-grad", every, x, wanted, (both, every), whole, *operands, count
-    )
+    task = partial(_gradient_of_part, dtype=wanted, **options)
+    grad = _blockwise(task, f"{name}-grad", every, x, wanted, (x, every), whole, *operands, count)
     return loss, grad
 
 
@@ -788,7 +776,7 @@ def _weights_of_block(
     return q
 
 
-def _own_losses(
+def _part_of_loss(
     logits: Array,
     temperature: Any,
     target: Array,
@@ -800,19 +788,16 @@ def _own_losses(
     smoothing: float,
     classes: int,
     with_grad: bool,
-) -> tuple[Array | None, Array]:
-    """A block's own probabilities (for the gradient), and its part of rows and losses."""
+) -> Array:
+    """A block's part of the rows and of their losses."""
     backend, axes = backend_of(logits=logits), (axis,)
     if target.dtype.kind == "f":
         losses.check_probabilities(target)
-    natural = check.choose_dtype(logits, None)
-    wide = check.summing_dtype(natural)
-    x = logits.astype(natural, copy=False).astype(wide, copy=False)
+    x, _ = _computable(logits, None, check.choose_dtype(logits, None))
     rows = check.reduced_shape(x.shape, axes)
     degrees = check.check_temperature(temperature, rows, gradient=with_grad)
-    probabilities = pysoftmax.softmax(x, axis, temperature=degrees)
-    part = row_parts.part(x, probabilities, axes, None, degrees, logarithms=True)
-    loss = backend.empty(rows, wide, x)
+    part = row_parts.part(x, axes, None, degrees)
+    loss = backend.empty(rows, x.dtype, x)
     if target.dtype.kind in "iu" and not smoothing:
         labels = target.astype(np.int64) - int(offsets[0])
         here = (labels >= 0) & (labels < x.shape[axis]) & (target != ignore_index)
@@ -838,12 +823,10 @@ def _own_losses(
     with np.errstate(invalid="ignore"):
         own = np.expand_dims(loss, axis).astype(np.float64)
         own = np.where(empty, np.where(q == 0, 0, np.inf * np.sign(q)), own)
-    return probabilities if with_grad else None, np.stack([*part, own, q])
+    return np.stack([*part, own, q])
 
 
-def _loss_of_whole(
-    whole: Array, labels: Any, *, axis: int, ignore_index: int, dtype: Any
-) -> Array:
+def _loss_of_whole(whole: Array, labels: Any, *, axis: int, ignore_index: int, dtype: Any) -> Array:
     """The losses of rows that have been joined; all but ignored rows without a sum are NaN."""
     used = True if labels is None else labels != ignore_index
     loss = whole[row_parts.LOSS].squeeze(axis)
@@ -854,7 +837,7 @@ def _loss_of_whole(
 
 
 def _gradient_of_part(
-    both: tuple[Array, Array],
+    logits: Array,
     whole: Array,
     target: Array,
     weight: Any,
@@ -868,28 +851,25 @@ def _gradient_of_part(
     classes: int,
 ) -> Array:
     """The gradient of a block's classes: (Q p - q) / (T count)."""
-    own, part = both
     scale = 1 / float(count) if count else 0.0
-    finite = np.isfinite(whole[row_parts.MAXIMUM])
+    x, _ = _computable(logits, None, dtype)
+    p = row_parts.probabilities(x, None, whole, np.float64)
     with np.errstate(all="ignore"):
         factor = scale / whole[row_parts.TEMPERATURE]
-        empty = (part[row_parts.MAXIMUM] == -np.inf) & finite
-        share = np.where(finite, row_parts.share(part, whole), np.nan)
-        p = np.where(empty, 0, own) * share
         if target.dtype.kind in "iu":
             used = np.expand_dims(target != ignore_index, axis)
             p = np.where(used, p, 0)
         if target.dtype.kind in "iu" and not smoothing:
             labels = np.expand_dims(target.astype(np.int64), axis) - int(offsets[0])
-            numbers = np.arange(own.shape[axis])
-            numbers = numbers.reshape([-1 if i == axis else 1 for i in range(own.ndim)])
+            numbers = np.arange(x.shape[axis])
+            numbers = numbers.reshape([-1 if i == axis else 1 for i in range(x.ndim)])
             # 1 - p without cancellation: above 1/2 only the maximum can be.
             rest = whole[row_parts.REST] + whole[row_parts.LOW]
             missing = np.where(p > 0.5, rest / (1 + rest), 1 - p)
             result = np.where((labels == numbers) & used, -missing, p)
             return (result * (factor * whole[row_parts.Q])).astype(dtype)
         q = _weights_of_block(
-            target, weight, int(offsets[0]), own.shape, axis=axis, ignore_index=ignore_index,
+            target, weight, int(offsets[0]), x.shape, axis=axis, ignore_index=ignore_index,
             smoothing=smoothing, classes=classes,
         )  # fmt: skip
         return ((whole[row_parts.Q] * p - q) * factor).astype(dtype)

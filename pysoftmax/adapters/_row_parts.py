@@ -14,16 +14,20 @@ Its other axes are those of the block, the reduced ones with length 1. Parts are
 kernels' blocks (docs/numerics.md): one maximum stays out of the sum, so that log S = log1p(R)
 keeps its relative accuracy, and the sums are pairs, so that many parts add no error.
 
-The softmax of a row is that of each part times the part's share of the row; log-softmax is that
-of each part plus the logarithm of the share; and a loss is the sum of Q times that logarithm taken
-off the losses of the parts. So all that is needed of a block is what the public functions say of
-it. R is 1 / p - 1, p the probability of the maximum, or, where p is near 1, comes from its
-logarithm.
+R is 1 / p - 1, p the probability of the maximum among the block's own, or, where p is near 1,
+comes from its logarithm. The loss of a row is the sum over its parts of their own losses, less
+Q times the logarithm of their share of the row. So all of a part is what functions of this package
+say of the block, and blocks are read once for it.
+
+With the part that all are joined to, `probabilities` and `log_probabilities` finish a block:
+float32 in double, float64 with the rounding of x - m made good.
 
 A part without mass (only -inf, or masked wholly) has m = -inf and R = -1; with +inf, m = +inf and
 R = 0; with NaN, m is NaN.
 """
 
+import math
+from collections.abc import Iterator
 from functools import reduce
 from typing import Any
 
@@ -36,29 +40,21 @@ TEMPERATURE, MAXIMUM, REST, LOW = range(4)
 LOSS, Q = 4, 5
 MEAN = 4
 
+# Elements finished at a time, so that what is computed of them stays in a core's cache.
+SLAB = 1 << 14
 
-def part(
-    x: Array,
-    probabilities: Array,
-    axes: tuple[int, ...],
-    where: Array | None,
-    temperature: Any,
-    *,
-    logarithms: bool,
-) -> list[Array]:
-    """T, m, R, R' of a block; R to the last place near 0 too if `logarithms` will be taken."""
+
+def part(x: Array, axes: tuple[int, ...], where: Array | None, temperature: Any) -> list[Array]:
+    """T, m, R, R' of a block of float32 or float64."""
+    options = {"where": where, "temperature": temperature}
     highest = _largest(x if where is None else np.where(where, x, -np.inf), axes)
     maximum = highest.astype(np.float64)
-    peak = _largest(probabilities, axes).astype(np.float64)
-    degrees = np.zeros_like(maximum) + expanded(temperature, axes)
+    peak = _largest(pysoftmax.softmax(x, axes, **options), axes).astype(np.float64)
+    log_peak = _largest(pysoftmax.log_softmax(x, axes, **options), axes).astype(np.float64)
     with np.errstate(all="ignore"):
-        rest = 1 / peak - 1
-        if logarithms:
-            options = {"where": where, "temperature": temperature}
-            logs = pysoftmax.log_softmax(x, axes, dtype=probabilities.dtype, **options)
-            near = np.expm1(-_largest(logs, axes).astype(np.float64))
-            rest = np.where(peak > 0.5, near, rest)
+        rest = np.where(peak > 0.5, np.expm1(-log_peak), 1 / peak - 1)
     rest = np.where(maximum == -np.inf, -1, np.where(maximum == np.inf, 0, rest))
+    degrees = np.zeros_like(maximum) + expanded(temperature, axes)
     return [degrees, maximum, rest, np.zeros_like(rest)]
 
 
@@ -92,24 +88,25 @@ def join(parts: list[Array]) -> Array:
     if len(parts[0]) == Q + 1:
         joined += [sum(_loss_within(p, joined) for p in parts), sum(p[Q] for p in parts)]
     elif len(parts[0]) == MEAN + 1:
-        joined.append(sum(_weighted(p[MEAN], share(p, joined)) for p in parts))
+        joined.append(sum(_weighted(p[MEAN], _share(p, joined)) for p in parts))
     return np.stack(joined)
 
 
 def _scale(maximum: Array, new: Array, temperature: Array) -> Array:
-    """exp((maximum - new) / T), to the last place: the rounding of the difference is made good."""
+    """exp((maximum - new) / T), and 0 of -inf."""
     with np.errstate(all="ignore"):
-        difference = _difference(maximum, new)
-        taken = difference - maximum
-        lost = (maximum - (difference - taken)) - (new + taken)
-        lost = np.where(np.isfinite(lost), lost, 0)
+        difference, lost = _difference(maximum, new)
         scale = np.exp(_quotient(difference, temperature))
         scale = np.where(scale == 0, 0, scale + scale * _quotient(lost, temperature))
     return np.where(maximum == -np.inf, 0, scale)
 
 
-def _difference(a: Array, b: Array) -> Array:
-    return np.where(a == b, 0, a - b)
+def _difference(a: Array, b: Array) -> tuple[Array, Array]:
+    """a - b, 0 of equal infinities, and what rounding took from it (Knuth's TwoSum)."""
+    difference = np.where(a == b, 0, a - b)
+    taken = difference - a
+    lost = (a - (difference - taken)) - (b + taken)
+    return difference, np.where(np.isfinite(lost), lost, 0)
 
 
 def _quotient(number: Array, temperature: Array) -> Array:
@@ -126,7 +123,7 @@ def _add(high: Array, low: Array, other: Array, other_low: Any) -> tuple[Array, 
 
 def _loss_within(p: Array, whole: Any) -> Array:
     """The loss of a part, as it is within the whole row."""
-    return p[LOSS] - _weighted(p[Q], log_share(p, whole))
+    return p[LOSS] - _weighted(p[Q], _log_share(p, whole))
 
 
 def _weighted(weight: Array, value: Array) -> Array:
@@ -135,7 +132,7 @@ def _weighted(weight: Array, value: Array) -> Array:
         return np.where(weight == 0, 0, weight * value)
 
 
-def share(p: Array, whole: Any) -> Array:
+def _share(p: Array, whole: Any) -> Array:
     """How much of the row's sum is in the part; 1 where there is none."""
     with np.errstate(all="ignore"):
         mass = (1 + (p[REST] + p[LOW])) * _scale(p[MAXIMUM], whole[MAXIMUM], whole[TEMPERATURE])
@@ -143,10 +140,10 @@ def share(p: Array, whole: Any) -> Array:
     return np.where(whole[MAXIMUM] == -np.inf, 1, result)
 
 
-def log_share(p: Array, whole: Any) -> Array:
-    """The logarithm of `share`."""
+def _log_share(p: Array, whole: Any) -> Array:
+    """The logarithm of `_share`."""
     with np.errstate(all="ignore"):
-        down = _quotient(_difference(p[MAXIMUM], whole[MAXIMUM]), whole[TEMPERATURE])
+        down = _quotient(_difference(p[MAXIMUM], whole[MAXIMUM])[0], whole[TEMPERATURE])
         result = down + (log_of_sum(p) - log_of_sum(whole))
     result = np.where(p[MAXIMUM] == -np.inf, -np.inf, result)
     return np.where(whole[MAXIMUM] == -np.inf, 0, result)
@@ -156,3 +153,57 @@ def log_of_sum(p: Array) -> Array:
     """log S = log1p(R); -inf where there is no mass."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.log1p(p[REST] + p[LOW])
+
+
+# -------------------------------------------------------------------------------- whole rows
+
+
+def probabilities(x: Array, where: Array | None, whole: Array, dtype: Any) -> Array:
+    """The softmax of a block, `whole` being what the parts of its rows were joined to."""
+    return _finished(_probabilities, 0, x, where, whole, dtype)
+
+
+def log_probabilities(x: Array, where: Array | None, whole: Array, dtype: Any) -> Array:
+    """The log-softmax of a block."""
+    return _finished(_log_probabilities, -np.inf, x, where, whole, dtype)
+
+
+def _finished(
+    function: Any, masked: float, x: Array, where: Array | None, whole: Array, dtype: Any
+) -> Array:
+    result = np.empty_like(x, dtype=dtype)
+    with np.errstate(all="ignore"):
+        # Rows without a largest number are NaN.
+        no_row = ~np.isfinite(whole[MAXIMUM])
+        whole = np.where(no_row, np.nan, whole)
+        for slab in _slabs(x.shape):
+            rows = tuple(s if n > 1 else slice(None) for s, n in zip(slab, whole.shape[1:]))
+            values = function(x[slab].astype(np.float64), whole[(slice(None), *rows)], x.dtype)
+            result[slab] = values if where is None else np.where(where[slab], values, masked)
+    return result
+
+
+def _probabilities(x: Array, whole: Array, dtype: Any) -> Array:
+    degrees, maximum = whole[TEMPERATURE], whole[MAXIMUM]
+    total = 1 + (whole[REST] + whole[LOW])
+    if dtype.itemsize < 8:
+        return np.exp(_quotient(x - maximum, degrees)) / total
+    difference, lost = _difference(x, maximum)
+    result = np.exp(_quotient(difference, degrees)) / total
+    return result + result * _quotient(lost, degrees)
+
+
+def _log_probabilities(x: Array, whole: Array, dtype: Any) -> Array:
+    return _quotient(x - whole[MAXIMUM], whole[TEMPERATURE]) - log_of_sum(whole)
+
+
+def _slabs(shape: tuple[int, ...], limit: int = SLAB) -> Iterator[tuple[slice, ...]]:
+    """Indices of parts of at most `limit` elements."""
+    if not shape:
+        yield ()
+        return
+    inner = math.prod(shape[1:])
+    step = max(1, limit // max(inner, 1))
+    for begin in range(0, shape[0], step):
+        for rest in _slabs(shape[1:], limit):
+            yield (slice(begin, begin + step), *rest)
