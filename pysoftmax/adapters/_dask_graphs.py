@@ -18,10 +18,9 @@ from contextlib import nullcontext
 from functools import partial, reduce
 from typing import Any
 
-import dask.array as da
+import dask.array
+import dask.core
 import numpy as np
-from dask.array.utils import meta_from_array
-from dask.core import flatten
 from dask.highlevelgraph import HighLevelGraph
 
 import pysoftmax
@@ -31,6 +30,11 @@ from pysoftmax._dispatch import backend_of
 from pysoftmax.adapters import _row_parts as row_parts
 from pysoftmax.backends import Array
 from pysoftmax.backends import numpy as numpy_backend
+
+# Untyped, in part.
+da: Any = dask.array
+meta_from_array: Any = da.utils.meta_from_array
+flatten: Any = dask.core.flatten
 
 # Losses added up by one task.
 PIECE = 1 << 18
@@ -751,6 +755,11 @@ def _cut_losses(
     return loss, grad
 
 
+def _along(classes: Array, axis: int, ndim: int) -> Array:
+    """What there is one of per class, along the axis of the classes."""
+    return classes.reshape([-1 if i == axis else 1 for i in range(ndim)])
+
+
 def _weights_of_block(
     target: Array,
     weight: Any,
@@ -767,12 +776,11 @@ def _weights_of_block(
         q = target * (1 - smoothing) + smoothing / classes
     else:
         labels = np.expand_dims(target, axis)
-        along = [-1 if i == axis else 1 for i in range(len(shape))]
-        numbers = np.arange(offset, offset + shape[axis]).reshape(along)
+        numbers = _along(np.arange(offset, offset + shape[axis]), axis, len(shape))
         used = labels != ignore_index
         q = used * ((labels == numbers) * (1 - smoothing) + smoothing / classes)
     if weight is not None:
-        q = q * np.expand_dims(weight, [i for i in range(len(shape) - 1)]).swapaxes(axis, -1)
+        q = q * _along(weight, axis, len(shape))
     return q
 
 
@@ -861,8 +869,7 @@ def _gradient_of_part(
             p = np.where(used, p, 0)
         if target.dtype.kind in "iu" and not smoothing:
             labels = np.expand_dims(target.astype(np.int64), axis) - int(offsets[0])
-            numbers = np.arange(x.shape[axis])
-            numbers = numbers.reshape([-1 if i == axis else 1 for i in range(x.ndim)])
+            numbers = _along(np.arange(x.shape[axis]), axis, x.ndim)
             # 1 - p without cancellation: above 1/2 only the maximum can be.
             rest = whole[row_parts.REST] + whole[row_parts.LOW]
             missing = np.where(p > 0.5, rest / (1 + rest), 1 - p)
@@ -923,15 +930,13 @@ def _binary_losses_of(
     """Losses of the elements of a block, and their gradients over `count` unless that is None."""
     backend = backend_of(logits=logits)
     losses.check_fractions(target)
-    factors = [
-        losses.check_factor(backend, factor, logits, name)
-        for factor, name in ((weight, "weight"), (pos_weight, "pos_weight"))
-    ]
+    weight = losses.check_factor(backend, weight, logits, "weight")
+    pos_weight = losses.check_factor(backend, pos_weight, logits, "pos_weight")
     loss = backend.empty(logits.shape, np.dtype(dtype), logits)
     grad, scale = None, 1.0
     if count is not None:
         grad = backend.empty(logits.shape, check.choose_dtype(logits, None), logits)
         scale = 1 / float(count) if count else 0.0
     if logits.size:
-        backend.binary_cross_entropy(logits, target, *factors, loss, grad, scale)
+        backend.binary_cross_entropy(logits, target, weight, pos_weight, loss, grad, scale)
     return loss if grad is None else (loss, grad)

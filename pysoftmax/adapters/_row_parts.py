@@ -1,4 +1,4 @@
-"""Rows that lie in several blocks: what a block tells of its part of them, and how parts are joined.
+"""Rows that lie in several blocks: what each block tells of its part, and how parts are joined.
 
 With m the largest x of a part and T the temperature, a part is an array of float64 whose first
 axis holds
@@ -177,7 +177,9 @@ def _finished(
         no_row = ~np.isfinite(whole[MAXIMUM])
         whole = np.where(no_row, np.nan, whole)
         for slab in _slabs(x.shape):
-            rows = tuple(s if n > 1 else slice(None) for s, n in zip(slab, whole.shape[1:]))
+            rows = tuple(
+                s if n > 1 else slice(None) for s, n in zip(slab, no_row.shape, strict=True)
+            )
             values = function(x[slab].astype(np.float64), whole[(slice(None), *rows)], x.dtype)
             result[slab] = values if where is None else np.where(where[slab], values, masked)
     return result
