@@ -305,8 +305,12 @@ def logsumexp(
         operands = [(_joined(x, axes, parts), (x.ndim, *every))]
         task = partial(_log_of_whole, axes=axes, dtype=wanted, return_sign=return_sign)
     else:
-        options = {"axis": _axis_argument(x, axes), "return_sign": return_sign, "dtype": wanted}
-        task = partial(_logsumexp_call, **options)
+        task = partial(
+            _logsumexp_call,
+            axis=_axis_argument(x, axes),
+            return_sign=return_sign,
+            dtype=dtype if factor is None else wanted,
+        )
     both = _blockwise(task, "logsumexp", rows, x, wanted, *operands)
     results = [both]
     if return_sign:
@@ -432,6 +436,7 @@ def _vjp_call(grad: Array, values: Array, temperature: Any, *, name: str, axis: 
 
 def _sum_for_vjp(grad: Array, values: Array, *, name: str, axes: Index) -> Array:
     """A block's part of sum(g p), or of sum(g)."""
+    grad, values = np.broadcast_arrays(grad, values)
     if name == "log_softmax_vjp":
         values = np.broadcast_to(np.ones_like(values, shape=()), values.shape)
     return _dot(backend_of(x=grad), grad, values, axes)
@@ -688,6 +693,16 @@ def _loss_and_gradient(name: str, rows: Index, x: Any, dtype: Any, both: Any) ->
     return loss, grad
 
 
+def _check_block(
+    backend: Any, target: Array, shape: tuple[int, ...], axis: int, ignore_index: int | None
+) -> None:
+    """That blocks are what their arrays said, because nothing below checks it."""
+    if not losses.holds_labels(target, shape, axis):
+        losses.check_probabilities(target)
+    elif ignore_index is not None:
+        backend.check_labels(target, shape[axis], ignore_index)
+
+
 def _losses_of(
     logits: Array,
     target: Array,
@@ -702,8 +717,7 @@ def _losses_of(
 ) -> Any:
     """Losses of the rows of a block, and their gradients over `count` unless that is None."""
     backend = backend_of(logits=logits)
-    if target.dtype.kind == "f":
-        losses.check_probabilities(target)
+    _check_block(backend, target, logits.shape, axis, ignore_index)
     shape = check.reduced_shape(logits.shape, (axis,))
     degrees = check.check_temperature(temperature, shape, gradient=count is not None)
     loss = backend.empty(shape, np.dtype(dtype), logits)
@@ -772,8 +786,8 @@ def _weights_of_block(
     classes: int,
 ) -> Array:
     """q of the classes of a block: weight ((1 - smoothing) target + smoothing / classes)."""
-    if target.dtype.kind == "f":
-        q = target * (1 - smoothing) + smoothing / classes
+    if target.dtype.kind not in "iu":
+        q = target.astype(np.float64) * (1 - smoothing) + smoothing / classes
     else:
         labels = np.expand_dims(target, axis)
         numbers = _along(np.arange(offset, offset + shape[axis]), axis, len(shape))
@@ -799,8 +813,7 @@ def _part_of_loss(
 ) -> Array:
     """A block's part of the rows and of their losses."""
     backend, axes = backend_of(logits=logits), (axis,)
-    if target.dtype.kind == "f":
-        losses.check_probabilities(target)
+    _check_block(backend, target, logits.shape, axis, None)
     x, _ = _computable(logits, None, check.choose_dtype(logits, None))
     rows = check.reduced_shape(x.shape, axes)
     degrees = check.check_temperature(temperature, rows, gradient=with_grad)
@@ -929,6 +942,7 @@ def _binary_losses_of(
 ) -> Any:
     """Losses of the elements of a block, and their gradients over `count` unless that is None."""
     backend = backend_of(logits=logits)
+    losses.check_binary_target(target, logits.shape)
     losses.check_fractions(target)
     weight = losses.check_factor(backend, weight, logits, "weight")
     pos_weight = losses.check_factor(backend, pos_weight, logits, "pos_weight")

@@ -110,8 +110,8 @@ def _difference(a: Array, b: Array) -> tuple[Array, Array]:
 
 
 def _quotient(number: Array, temperature: Array) -> Array:
-    """number / T, where 0 / 0 is 0."""
-    return np.where(number == 0, 0, number / temperature)
+    """number / T; 0 and infinities are themselves at any temperature."""
+    return np.where((number == 0) | np.isinf(number), number, number / temperature)
 
 
 def _add(high: Array, low: Array, other: Array, other_low: Any) -> tuple[Array, Array]:
