@@ -376,7 +376,7 @@ def test_special_sums_are_those_of_arrays_in_memory(special, columns):
             got = compute(ps.logsumexp(lazy[0], b=lazy[1], return_sign=sign))
             want = in_parts(ps.logsumexp(special, b=b, return_sign=sign))
             for a, c in zip(got, want, strict=True):
-                np.testing.assert_allclose(a, c, rtol=1e-14, err_msg=f"b={factors}")
+                np.testing.assert_allclose(a, c, rtol=1e-14, atol=2e-15, err_msg=f"b={factors}")
 
 
 @pytest.mark.parametrize("columns", [1, 2, 3])
@@ -465,7 +465,7 @@ def test_unknown_numbers_of_rows(columns):
 def test_what_cannot_be_done_without_sizes_says_so():
     x = normal((9, 20), "float64")
     lazy = unknown(x, (4, 20))
-    with pytest.raises(ValueError, match=r"target has 1 chunks.* compute_chunk_sizes"):
+    with pytest.raises(ValueError, match=r"target and logits must both know.*compute_chunk_sizes"):
         ps.cross_entropy(lazy, list(range(9)))
     with pytest.raises(ValueError, match=r"number of classes.* compute_chunk_sizes"):
         ps.cross_entropy(lazy.T, unknown(np.zeros(20, int), (20,)))

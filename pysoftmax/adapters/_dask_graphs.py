@@ -42,7 +42,7 @@ PIECE = 1 << 18
 # Parts joined by one task: few levels, because each rounds once more.
 SPLIT_EVERY = 16
 
-UNKNOWN = "call compute_chunk_sizes() on it first"
+UNKNOWN = "call compute_chunk_sizes() first"
 
 Index = tuple[int, ...]
 Operand = tuple[Any, Index | None]
@@ -112,6 +112,16 @@ def _stand_in(array: Any) -> Array:
     """A NumPy array of the shape (1 for what is unknown) and dtype of `array`, of no size."""
     shape = tuple(1 if math.isnan(n) else n for n in array.shape)
     return np.broadcast_to(np.zeros((), array.dtype), shape)
+
+
+def _check_known(name: str, array: Any, of: str, like: Any, index: Index) -> None:
+    """ValueError if only one of two arrays knows how long its axes are."""
+    for axis, of_like in enumerate(index[: array.ndim]):
+        if math.isnan(array.shape[axis]) != math.isnan(like.shape[of_like]):
+            raise ValueError(
+                f"{name} and {of} must both know their sizes, or neither, got the shapes "
+                f"{array.shape} and {like.shape}: {UNKNOWN}"
+            )
 
 
 def _has_unknown(*arrays: Any) -> bool:
@@ -501,6 +511,8 @@ def _cross_entropy(
     smoothing = losses.check_smoothing(label_smoothing)
     if weight is not None:
         losses.check_weight(numpy_backend, _stand_in(weight), x.shape[axis])
+    index = rows if target.dtype.kind in "iu" else every
+    _check_known("target", target, "logits", x, index)
     labelled = losses.holds_labels(_stand_in(target), _stand_in(x).shape, axis)
     if labelled:
         target, index = _aligned(_checked_labels(target, x, axis, ignore_index), x, rows, "target")
@@ -913,6 +925,7 @@ def _binary_cross_entropy(
     wanted = check.choose_dtype(x, None)
     every = tuple(range(x.ndim))
     shape = _stand_in(x)
+    _check_known("target", target, "logits", x, every)
     losses.check_binary_target(_stand_in(target), shape.shape)
     operands = [(x, every), _aligned(target, x, every, "target")]
     for name, factor in (("weight", _optional(weight)), ("pos_weight", _optional(pos_weight))):

@@ -51,10 +51,11 @@ def part(x: Array, axes: tuple[int, ...], where: Array | None, temperature: Any)
     maximum = highest.astype(np.float64)
     peak = _largest(pysoftmax.softmax(x, axes, **options), axes).astype(np.float64)
     log_peak = _largest(pysoftmax.log_softmax(x, axes, **options), axes).astype(np.float64)
-    with np.errstate(all="ignore"):
-        rest = np.where(peak > 0.5, np.expm1(-log_peak), 1 / peak - 1)
-    rest = np.where(maximum == -np.inf, -1, np.where(maximum == np.inf, 0, rest))
     degrees = np.zeros_like(maximum) + expanded(temperature, axes)
+    with np.errstate(all="ignore"):
+        near_one = (peak > 0.5) & ~np.isinf(degrees)
+        rest = np.where(near_one, np.expm1(-log_peak), 1 / peak - 1)
+    rest = np.where(maximum == -np.inf, -1, np.where(maximum == np.inf, 0, rest))
     return [degrees, maximum, rest, np.zeros_like(rest)]
 
 
@@ -96,8 +97,8 @@ def _scale(maximum: Array, new: Array, temperature: Array) -> Array:
     """exp((maximum - new) / T), and 0 of -inf."""
     with np.errstate(all="ignore"):
         difference, lost = _difference(maximum, new)
-        scale = np.exp(_quotient(difference, temperature))
-        scale = np.where(scale == 0, 0, scale + scale * _quotient(lost, temperature))
+        scale = np.exp(_exponent(difference, maximum, temperature))
+        scale = scale + scale * np.where(lost == 0, 0, lost / temperature)
     return np.where(maximum == -np.inf, 0, scale)
 
 
@@ -109,9 +110,13 @@ def _difference(a: Array, b: Array) -> tuple[Array, Array]:
     return difference, np.where(np.isfinite(lost), lost, 0)
 
 
-def _quotient(number: Array, temperature: Array) -> Array:
-    """number / T; 0 and infinities are themselves at any temperature."""
-    return np.where((number == 0) | np.isinf(number), number, number / temperature)
+def _exponent(difference: Array, x: Array, temperature: Array) -> Array:
+    """difference / T, difference being x - m: 0 for a maximum at T = 0, for a number at inf."""
+    if (temperature == 1).all():
+        return difference
+    kept = (difference == 0) | np.isinf(difference)
+    result = np.where(kept, difference, difference / temperature)
+    return np.where((temperature == np.inf) & np.isfinite(x), 0, result)
 
 
 def _add(high: Array, low: Array, other: Array, other_low: Any) -> tuple[Array, Array]:
@@ -143,7 +148,8 @@ def _share(p: Array, whole: Any) -> Array:
 def _log_share(p: Array, whole: Any) -> Array:
     """The logarithm of `_share`."""
     with np.errstate(all="ignore"):
-        down = _quotient(_difference(p[MAXIMUM], whole[MAXIMUM])[0], whole[TEMPERATURE])
+        difference, _ = _difference(p[MAXIMUM], whole[MAXIMUM])
+        down = _exponent(difference, p[MAXIMUM], whole[TEMPERATURE])
         result = down + (log_of_sum(p) - log_of_sum(whole))
     result = np.where(p[MAXIMUM] == -np.inf, -np.inf, result)
     return np.where(whole[MAXIMUM] == -np.inf, 0, result)
@@ -189,14 +195,14 @@ def _probabilities(x: Array, whole: Array, dtype: Any) -> Array:
     degrees, maximum = whole[TEMPERATURE], whole[MAXIMUM]
     total = 1 + (whole[REST] + whole[LOW])
     if dtype.itemsize < 8:
-        return np.exp(_quotient(x - maximum, degrees)) / total
+        return np.exp(_exponent(x - maximum, x, degrees)) / total
     difference, lost = _difference(x, maximum)
-    result = np.exp(_quotient(difference, degrees)) / total
-    return result + result * _quotient(lost, degrees)
+    result = np.exp(_exponent(difference, x, degrees)) / total
+    return result + result * np.where(lost == 0, 0, lost / degrees)
 
 
 def _log_probabilities(x: Array, whole: Array, dtype: Any) -> Array:
-    return _quotient(x - whole[MAXIMUM], whole[TEMPERATURE]) - log_of_sum(whole)
+    return _exponent(x - whole[MAXIMUM], x, whole[TEMPERATURE]) - log_of_sum(whole)
 
 
 def _slabs(shape: tuple[int, ...], limit: int = SLAB) -> Iterator[tuple[slice, ...]]:
