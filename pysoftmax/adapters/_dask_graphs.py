@@ -883,9 +883,42 @@ def _gradient_of_part(
     smoothing: float,
     classes: int,
 ) -> Array:
-    """The gradient of a block's classes: (Q p - q) / (T count)."""
+    """The gradient of a block's classes, in slabs."""
     scale = 1 / float(count) if count else 0.0
-    x, _ = _computable(logits, None, dtype)
+    labelled = target.dtype.kind in "iu"
+    result = np.empty_like(logits, dtype=dtype)
+    for slab in row_parts.slabs(logits.shape):
+        rows = tuple(slice(None) if i == axis else part for i, part in enumerate(slab))
+        x, _ = _computable(logits[slab], None, dtype)
+        result[slab] = _gradient(
+            x,
+            whole[(slice(None), *rows)],
+            target[(*slab[:axis], *slab[axis + 1 :])] if labelled else target[slab],
+            None if weight is None else weight[slab[axis]],
+            int(offsets[0]) + slab[axis].start,
+            scale,
+            axis=axis,
+            ignore_index=ignore_index,
+            smoothing=smoothing,
+            classes=classes,
+        )
+    return result
+
+
+def _gradient(
+    x: Array,
+    whole: Array,
+    target: Array,
+    weight: Any,
+    offset: int,
+    scale: float,
+    *,
+    axis: int,
+    ignore_index: int,
+    smoothing: float,
+    classes: int,
+) -> Array:
+    """`scale` (Q p - q) / T of the classes from `offset` on."""
     p = row_parts.probabilities(x, None, whole, np.float64)
     with np.errstate(all="ignore"):
         factor = scale / whole[row_parts.TEMPERATURE]
@@ -893,18 +926,16 @@ def _gradient_of_part(
             used = np.expand_dims(target != ignore_index, axis)
             p = np.where(used, p, 0)
         if target.dtype.kind in "iu" and not smoothing:
-            labels = np.expand_dims(target.astype(np.int64), axis) - int(offsets[0])
+            labels = np.expand_dims(target.astype(np.int64), axis) - offset
             numbers = _along(np.arange(x.shape[axis]), axis, x.ndim)
             # 1 - p without cancellation: above 1/2 only the maximum can be.
             rest = whole[row_parts.REST] + whole[row_parts.LOW]
             missing = np.where(p > 0.5, rest / (1 + rest), 1 - p)
             result = np.where((labels == numbers) & used, -missing, p)
-            return (result * (factor * whole[row_parts.Q])).astype(dtype)
-        q = _weights_of_block(
-            target, weight, int(offsets[0]), x.shape, axis=axis, ignore_index=ignore_index,
-            smoothing=smoothing, classes=classes,
-        )  # fmt: skip
-        return ((whole[row_parts.Q] * p - q) * factor).astype(dtype)
+            return result * (factor * whole[row_parts.Q])
+        options = {"axis": axis, "ignore_index": ignore_index, "smoothing": smoothing}
+        q = _weights_of_block(target, weight, offset, x.shape, classes=classes, **options)
+        return (whole[row_parts.Q] * p - q) * factor
 
 
 # -------------------------------------------------------------------------- binary cross-entropy

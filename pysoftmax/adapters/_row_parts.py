@@ -182,7 +182,7 @@ def _finished(
         # Rows without a largest number are NaN.
         no_row = ~np.isfinite(whole[MAXIMUM])
         whole = np.where(no_row, np.nan, whole)
-        for slab in _slabs(x.shape):
+        for slab in slabs(x.shape):
             rows = tuple(
                 s if n > 1 else slice(None) for s, n in zip(slab, no_row.shape, strict=True)
             )
@@ -195,7 +195,9 @@ def _probabilities(x: Array, whole: Array, dtype: Any) -> Array:
     degrees, maximum = whole[TEMPERATURE], whole[MAXIMUM]
     total = 1 + (whole[REST] + whole[LOW])
     if dtype.itemsize < 8:
-        return np.exp(_exponent(x - maximum, x, degrees)) / total
+        result = np.exp(_exponent(x - maximum, x, degrees))
+        result /= total
+        return result
     difference, lost = _difference(x, maximum)
     result = np.exp(_exponent(difference, x, degrees)) / total
     return result + result * np.where(lost == 0, 0, lost / degrees)
@@ -205,7 +207,7 @@ def _log_probabilities(x: Array, whole: Array, dtype: Any) -> Array:
     return _exponent(x - whole[MAXIMUM], x, whole[TEMPERATURE]) - log_of_sum(whole)
 
 
-def _slabs(shape: tuple[int, ...], limit: int = SLAB) -> Iterator[tuple[slice, ...]]:
+def slabs(shape: tuple[int, ...], limit: int = SLAB) -> Iterator[tuple[slice, ...]]:
     """Indices of parts of at most `limit` elements."""
     if not shape:
         yield ()
@@ -213,5 +215,5 @@ def _slabs(shape: tuple[int, ...], limit: int = SLAB) -> Iterator[tuple[slice, .
     inner = math.prod(shape[1:])
     step = max(1, limit // max(inner, 1))
     for begin in range(0, shape[0], step):
-        for rest in _slabs(shape[1:], limit):
+        for rest in slabs(shape[1:], limit):
             yield (slice(begin, begin + step), *rest)
