@@ -511,8 +511,7 @@ def _cross_entropy(
     smoothing = losses.check_smoothing(label_smoothing)
     if weight is not None:
         losses.check_weight(numpy_backend, _stand_in(weight), x.shape[axis])
-    index = rows if target.dtype.kind in "iu" else every
-    _check_known("target", target, "logits", x, index)
+    _check_known("target", target, "logits", x, rows if target.dtype.kind in "iu" else every)
     labelled = losses.holds_labels(_stand_in(target), _stand_in(x).shape, axis)
     if labelled:
         target, index = _aligned(_checked_labels(target, x, axis, ignore_index), x, rows, "target")
@@ -933,7 +932,7 @@ def _gradient(
             missing = np.where(p > 0.5, rest / (1 + rest), 1 - p)
             result = np.where((labels == numbers) & used, -missing, p)
             return result * (factor * whole[row_parts.Q])
-        options = {"axis": axis, "ignore_index": ignore_index, "smoothing": smoothing}
+        options: Any = {"axis": axis, "ignore_index": ignore_index, "smoothing": smoothing}
         q = _weights_of_block(target, weight, offset, x.shape, classes=classes, **options)
         return (whole[row_parts.Q] * p - q) * factor
 
