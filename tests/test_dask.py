@@ -564,7 +564,7 @@ def test_labels_out_of_range_raise_when_they_are_computed(function, columns):
 @pytest.mark.parametrize("columns", [6, 2])
 def test_wrong_values_raise_when_they_are_computed(columns):
     x = X.rechunk((2, columns))
-    with pytest.raises(ValueError, match="target probabilities must be >= 0"):
+    with pytest.raises(ValueError, match="target probabilities must be in"):
         ps.cross_entropy(x, x).compute()
     with pytest.raises(ValueError, match=r"target must be in \[0, 1\]"):
         ps.binary_cross_entropy_with_logits(x, x).compute()

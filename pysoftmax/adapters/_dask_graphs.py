@@ -145,13 +145,15 @@ def _temperature(temperature: Any, x: Any, axes: Index, gradient: bool = False) 
     rows = _rows(x, axes)
     shape = check.reduced_shape(_stand_in(x).shape, axes)
     if isinstance(temperature, da.Array):
-        check.check_temperature(np.ones((), temperature.dtype), shape, gradient)
-        check.check_temperature(np.broadcast_to(1.0, _stand_in(temperature).shape), shape)
+        check.check_temperature(numpy_backend, np.ones((), temperature.dtype), shape, gradient)
+        check.check_temperature(
+            numpy_backend, np.broadcast_to(1.0, _stand_in(temperature).shape), shape
+        )
     else:
         if np.ndim(temperature) == 0:
-            return check.check_temperature(temperature, shape, gradient), None
+            return check.check_temperature(numpy_backend, temperature, shape, gradient), None
         if not _has_unknown(x):
-            check.check_temperature(temperature, shape, gradient)
+            check.check_temperature(numpy_backend, temperature, shape, gradient)
         temperature = da.from_array(np.asarray(temperature), chunks=-1)
     if temperature.ndim == 0:
         return temperature, ()
@@ -469,7 +471,7 @@ def _finish_vjp(
 ) -> Array:
     """The gradient of a block, from the sums of its rows."""
     rows = check.reduced_shape(values.shape, axes)
-    degrees = check.check_temperature(temperature, rows, gradient=True)
+    degrees = check.check_temperature(backend_of(values=values), temperature, rows, gradient=True)
     with np.errstate(all="ignore"):
         if name == "softmax_vjp":
             result = values * (grad - total)
@@ -661,7 +663,7 @@ def _total(loss: Array) -> Array:
 
 def _divided(totals: Any, count: Any, *, dtype: Any) -> Any:
     sums = [float(total.reshape(())) for total in flatten([totals])]
-    return np.asarray(losses.reduced(_tree_sum(sums), float(count), np.dtype(dtype)))
+    return np.asarray(numpy_backend.quotient(_tree_sum(sums), float(count), np.dtype(dtype)))
 
 
 def _tree_sum(values: list[float]) -> float:
@@ -709,7 +711,7 @@ def _check_block(
 ) -> None:
     """That blocks are what their arrays said, because nothing below checks it."""
     if not losses.holds_labels(target, shape, axis):
-        losses.check_probabilities(target)
+        losses.check_probabilities(backend, target)
     elif ignore_index is not None:
         backend.check_labels(target, shape[axis], ignore_index)
 
@@ -730,16 +732,16 @@ def _losses_of(
     backend = backend_of(logits=logits)
     _check_block(backend, target, logits.shape, axis, ignore_index)
     shape = check.reduced_shape(logits.shape, (axis,))
-    degrees = check.check_temperature(temperature, shape, gradient=count is not None)
+    degrees = check.check_temperature(backend, temperature, shape, gradient=count is not None)
     loss = backend.empty(shape, np.dtype(dtype), logits)
-    grad, scale = None, 1.0
+    grad, divisor = None, 1.0
     if count is not None:
         grad = backend.empty(logits.shape, check.choose_dtype(logits, None), logits)
-        scale = 1 / float(count) if count else 0.0
+        divisor = float(count)
     if logits.size:
         weight = losses.check_weight(backend, weight, logits.shape[axis])
         backend.cross_entropy(
-            logits, target, axis, weight, ignore_index, smoothing, degrees, loss, grad, scale
+            logits, target, axis, weight, ignore_index, smoothing, degrees, loss, grad, divisor
         )
     else:
         loss[...] = 0
@@ -827,7 +829,7 @@ def _part_of_loss(
     _check_block(backend, target, logits.shape, axis, None)
     x, _ = _computable(logits, None, check.choose_dtype(logits, None))
     rows = check.reduced_shape(x.shape, axes)
-    degrees = check.check_temperature(temperature, rows, gradient=with_grad)
+    degrees = check.check_temperature(backend, temperature, rows, gradient=with_grad)
     part = row_parts.part(x, axes, None, degrees)
     loss = backend.empty(rows, x.dtype, x)
     if target.dtype.kind in "iu" and not smoothing:
@@ -986,14 +988,14 @@ def _binary_losses_of(
     """Losses of the elements of a block, and their gradients over `count` unless that is None."""
     backend = backend_of(logits=logits)
     losses.check_binary_target(target, logits.shape)
-    losses.check_fractions(target)
+    losses.check_fractions(backend, target)
     weight = losses.check_factor(backend, weight, logits, "weight")
     pos_weight = losses.check_factor(backend, pos_weight, logits, "pos_weight")
     loss = backend.empty(logits.shape, np.dtype(dtype), logits)
-    grad, scale = None, 1.0
+    grad, divisor = None, 1.0
     if count is not None:
         grad = backend.empty(logits.shape, check.choose_dtype(logits, None), logits)
-        scale = 1 / float(count) if count else 0.0
+        divisor = float(count)
     if logits.size:
-        backend.binary_cross_entropy(logits, target, weight, pos_weight, loss, grad, scale)
+        backend.binary_cross_entropy(logits, target, weight, pos_weight, loss, grad, divisor)
     return loss if grad is None else (loss, grad)
