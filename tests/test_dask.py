@@ -61,7 +61,9 @@ def inputs(x):
 CALLS = {
     "softmax": lambda x, a, d: ps.softmax(d(x)),
     "softmax, temperature": lambda x, a, d: ps.softmax(d(x), temperature=0.7),
-    "softmax, temperatures": lambda x, a, d: ps.softmax(d(x), temperature=a["temperature"]),
+    "softmax, temperatures": lambda x, a, d: ps.softmax(
+        d(x), temperature=a["temperature"].tolist()
+    ),
     "softmax, lazy temperatures": lambda x, a, d: ps.softmax(d(x), temperature=d(a["temperature"])),
     "softmax, where": lambda x, a, d: ps.softmax(d(x), where=d(a["mask"])),
     "softmax, dtype": lambda x, a, d: ps.softmax(d(x), dtype="float32"),
