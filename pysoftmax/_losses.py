@@ -243,10 +243,8 @@ def _check_reduction(reduction: str) -> None:
         raise ValueError(f"reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}")
 
 
-def _check_target(
-    backend: Backend, target: Array, shape: tuple[int, ...], axis: int, ignore_index: int
-) -> bool:
-    """Whether `target` holds class labels; an error if it fits neither form."""
+def holds_labels(target: Array, shape: tuple[int, ...], axis: int) -> bool:
+    """Whether `target` holds class labels; an error if its dtype and shape fit neither form."""
     rows = check.reduced_shape(shape, (axis,))
     if target.dtype.kind in "iu":
         if target.shape != rows:
@@ -254,7 +252,6 @@ def _check_target(
                 f"class labels must have the shape of the logits without axis {axis}, "
                 f"{rows}, got {target.shape}"
             )
-        backend.check_labels(target, shape[axis], ignore_index)
         return True
     if target.dtype.kind == "b":
         raise TypeError(
@@ -265,11 +262,27 @@ def _check_target(
         raise ValueError(
             f"target probabilities must have the shape of the logits {shape}, got {target.shape}"
         )
-    backend.check_within("target probabilities", target, 0, np.inf)
     return False
 
 
-def _check_weight(backend: Backend, weight: Any, classes: int) -> Array | None:
+def check_probabilities(backend: Backend, target: Array) -> None:
+    """ValueError for a target probability that is negative or NaN."""
+    backend.check_within("target probabilities", target, 0, np.inf)
+
+
+def check_binary_target(target: Array, shape: tuple[int, ...]) -> None:
+    """An error if `target` has not the dtype and shape of binary labels."""
+    check.result_dtype(target.dtype)
+    if target.shape != shape:
+        raise ValueError(f"target must have the shape of the logits {shape}, got {target.shape}")
+
+
+def check_fractions(backend: Backend, target: Array) -> None:
+    """ValueError for a binary target outside [0, 1]."""
+    backend.check_within("target", target, 0, 1)
+
+
+def check_weight(backend: Backend, weight: Any, classes: int) -> Array | None:
     if weight is None:
         return None
     values = check.unmasked(backend, "weight", weight, WITHOUT_WEIGHT)
@@ -280,7 +293,7 @@ def _check_weight(backend: Backend, weight: Any, classes: int) -> Array | None:
     return values.astype(np.float64)
 
 
-def _check_smoothing(label_smoothing: float) -> float:
+def check_smoothing(label_smoothing: float) -> float:
     smoothing = float(label_smoothing)
     if not 0 <= smoothing <= 1:
         raise ValueError(f"label_smoothing must be in [0, 1], got {label_smoothing}")
@@ -351,9 +364,13 @@ def _cross_entropy(
     axis = check.normalize_axis(axis, array.ndim)
     rows = check.reduced_shape(array.shape, (axis,))
     temperature = check.check_temperature(backend, temperature, rows, with_grad)
-    smoothing = _check_smoothing(label_smoothing)
-    factors = _check_weight(backend, weight, array.shape[axis])
-    labelled = _check_target(backend, truth, array.shape, axis, ignore_index)
+    smoothing = check_smoothing(label_smoothing)
+    factors = check_weight(backend, weight, array.shape[axis])
+    labelled = holds_labels(truth, array.shape, axis)
+    if labelled:
+        backend.check_labels(truth, array.shape[axis], ignore_index)
+    else:
+        check_probabilities(backend, truth)
     grad = None
     if with_grad:
         grad = check.output(grad_out, array.shape, wanted, backend, array, "grad_out")
@@ -423,14 +440,10 @@ def _binary_cross_entropy(
     array = check.unmasked(backend, "logits", logits, WITHOUT_WEIGHT)
     truth = check.unmasked(backend, "target", target, WITHOUT_WEIGHT)
     wanted = check.choose_dtype(array, None)
-    check.result_dtype(truth.dtype)
-    if truth.shape != array.shape:
-        raise ValueError(
-            f"target must have the shape of the logits {array.shape}, got {truth.shape}"
-        )
-    backend.check_within("target", truth, 0, 1)
-    weights = _check_factor(backend, weight, array, "weight")
-    pos_weights = _check_factor(backend, pos_weight, array, "pos_weight")
+    check_binary_target(truth, array.shape)
+    check_fractions(backend, truth)
+    weights = check_factor(backend, weight, array, "weight")
+    pos_weights = check_factor(backend, pos_weight, array, "pos_weight")
     grad = None
     if with_grad:
         grad = check.output(grad_out, array.shape, wanted, backend, array, "grad_out")
@@ -449,7 +462,7 @@ def _binary_cross_entropy(
     return value, backend.wrap(grad, logits) if with_grad and grad_out is None else grad
 
 
-def _check_factor(backend: Backend, factor: Any, array: Array, name: str) -> Array | None:
+def check_factor(backend: Backend, factor: Any, array: Array, name: str) -> Array | None:
     """`factor` broadcast to the shape of the logits, in their dtype."""
     if factor is None:
         return None

@@ -1,0 +1,83 @@
+"""Dask arrays: what a block costs, time over that of NumPy's formula, and of more workers."""
+
+import functools
+
+import numpy as np
+
+from . import common
+from .common import DTYPES, _Timed
+
+
+def _library():
+    """dask.array, on commits that take its arrays."""
+    try:
+        import dask
+        import dask.array
+    except ImportError:
+        raise NotImplementedError("dask is not installed") from None
+    dask.config.set(scheduler="synchronous")
+    try:
+        common.public("softmax")(dask.array.zeros((1, 2)))
+    except TypeError:
+        raise NotImplementedError("Dask arrays are not taken yet") from None
+    return dask.array
+
+
+def formula(x):
+    e = np.exp(x - x.max(axis=-1, keepdims=True))
+    return e / e.sum(axis=-1, keepdims=True)
+
+
+class Blocks(_Timed):
+    """A thousand blocks of one row of ten logits."""
+
+    params = [["bare", "softmax", "log_softmax"]]
+    param_names = ["function"]
+
+    def setup(self, function):
+        x = _library().zeros((1000, 10), chunks=(1, 10), dtype="float32").persist()
+        if function == "bare":
+            self.prepare(lambda: x.map_blocks(lambda block: block, meta=x._meta).compute())
+        else:
+            self.prepare(lambda: common.public(function)(x).compute())
+
+
+class Formula:
+    """softmax over the same formula with dask.array, rows whole and cut in ten."""
+
+    params = [DTYPES, [(200, 5000), (2000, 500)]]
+    param_names = ["dtype", "chunks"]
+    unit = "of the formula's time"
+    version = "1"
+
+    def setup(self, dtype, chunks):
+        array = common.normal((2000, 5000), dtype)
+        self.x = _library().from_array(array, chunks=chunks).persist()
+
+    def track_ratio(self, *_):
+        softmax = common.public("softmax")
+        return common.ratio(
+            lambda: softmax(self.x).compute(), lambda: formula(self.x).compute(), rounds=3
+        )
+
+
+class Workers:
+    """Time of softmax on several threads of Dask over that on one."""
+
+    params = [[2, 4]]
+    param_names = ["workers"]
+    unit = "of one worker's time"
+    version = "1"
+
+    def setup(self, workers):
+        if workers > len(common.available_cores()):
+            raise NotImplementedError("fewer cores")
+        array = common.normal((4000, 5000), "float32")
+        self.x = _library().from_array(array, chunks=(250, 5000)).persist()
+
+    def track_scaling(self, workers):
+        result = common.public("softmax")(self.x)
+        compute = functools.partial(result.compute, scheduler="threads")
+        return common.ratio(
+            lambda: compute(num_workers=workers), lambda: compute(num_workers=1), rounds=3
+        )
