@@ -473,13 +473,15 @@ cdef inline Factor divide(double numerator, double denominator) noexcept nogil:
 cdef inline vec log_probability(bint general, vec x, vec m, vec beta_high, vec beta_low,
                                 vec log_s) noexcept nogil:
     """(x - m) / T - log S."""
-    cdef vec d = v_sub(x, m), z
+    cdef vec d = v_sub(x, m), z, lowest = v_set1(<real>-INFINITY)
     if not general:
         return v_sub(d, log_s)
+    # A difference that overflows is still 0 at temperature inf.
+    d = v_zero_unless(v_ne(beta_high, v_set1(0)), d)
     z = v_mul(d, beta_high)
-    # Where z overflows, or x is -inf, the second product would make NaN of it.
-    return v_where(v_eq(z, v_set1(<real>-INFINITY)), z,
-                   v_fma(d, beta_high, v_sub(v_mul(d, beta_low), log_s)))
+    # Where z overflows the second product would make NaN of it.
+    z = v_where(v_eq(z, lowest), z, v_fma(d, beta_high, v_sub(v_mul(d, beta_low), log_s)))
+    return v_where(v_eq(x, lowest), x, z)
 
 
 cdef struct Last:

@@ -490,8 +490,11 @@ DEVICE real last_value(bool general, const Task &task, const Row &row, const Vie
     if (OPERATION == LOG_SOFTMAX) {
         real d = x - last.m;
         if (!general) return d - last.high;
+        if (x == -INFINITE) return x;
+        // A difference that overflows is still 0 at temperature inf.
+        if (view.beta_high == 0) d = 0;
         real z = d * view.beta_high;
-        // Where z overflows, or x is -inf, the second product would make NaN of it.
+        // Where z overflows the second product would make NaN of it.
         return z == -INFINITE ? z : r_fma(d, view.beta_high, d * view.beta_low - last.high);
     }
     real value = OPERATION == SOFTMAX_VJP ? x * (y - last.m) : y - exp_of_negative(x) * last.m;
