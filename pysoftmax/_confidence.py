@@ -161,9 +161,10 @@ class Counts:
         for name in ("confidence", "entropy"):
             setattr(counts, name, Moments(*naturals(data[name], 3, f"{place}.{name}")))
         for name, length in (("histogram", n_bins), ("classes", n_classes)):
-            setattr(
-                counts, name, np.array(naturals(data[name], length, f"{place}.{name}"), np.int64)
-            )
+            numbers = naturals(data[name], length, f"{place}.{name}")
+            if max(numbers) >= 2**63:
+                raise ValueError(f"state: expected numbers below 2^63 in {place}.{name}")
+            setattr(counts, name, np.array(numbers, np.int64))
         n, first, second = (data["confidence"][k] for k in range(3))
         if not (
             n == counts.histogram.sum() == counts.classes.sum()

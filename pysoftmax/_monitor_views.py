@@ -33,8 +33,8 @@ class Collector:
         self.names, self.values = list(labels), list(labels.values())
 
     def describe(self) -> list[Any]:
-        """The families without samples, so that two with the same labels do not clash."""
-        return []
+        """What a registry refuses to take twice."""
+        return list(self.collect())
 
     def collect(self) -> Iterator[Any]:
         """All metrics, as they are now."""
@@ -108,7 +108,7 @@ def draw(ax: Any, points: list[Point], end: int, x: str, monitor: ConfidenceMoni
     rows = np.cumsum([point.rows for point in points])
     ends = rows + (end - rows[-1]) if len(rows) else rows
     if x == "time":
-        ends = np.array([point.time for point in points], "datetime64[s]")
+        ends = np.array([int(1e3 * point.time) for point in points], "datetime64[ms]")
     mean, std, above, below = (
         np.array([getattr(point, name) for point in points], float)  # None becomes NaN
         for name in ("mean", "std", "above", "below")

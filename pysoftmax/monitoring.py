@@ -26,7 +26,7 @@ from pysoftmax._confidence import BUFFER, Counts, Cuts, Drift, drift, mapping, n
 from pysoftmax._dispatch import backend_of
 from pysoftmax._labelled import host
 from pysoftmax._monitor_views import Collector, Point, draw
-from pysoftmax._rows import LARGE_BLOCK, SLACK, classes_last, comparable, unmasked
+from pysoftmax._rows import LARGE_BLOCK, SLACK, classes_last, unmasked
 from pysoftmax._softmax import softmax
 from pysoftmax.backends import Array, Backend
 from pysoftmax.backends import numpy as numpy_backend
@@ -286,10 +286,12 @@ class ConfidenceMonitor:
         self._active: set[str] = set()
         self._news: list[Alert] = []
         self._pushed = self._waiting = self._pending = 0
-        self._rows = np.empty((_KEPT // self.n_classes, self.n_classes), np.float32)
-        self._confidences = np.empty(BUFFER)
-        self._labels = np.empty(BUFFER, np.int64)
-        self._entropies = np.full(BUFFER, math.nan)
+        # No more than a piece of the window waits, so that alerts come in time.
+        size = min(BUFFER, self._piece)
+        self._rows = np.empty((min(size, _KEPT // self.n_classes), self.n_classes), np.float32)
+        self._confidences = np.empty(size)
+        self._labels = np.empty(size, np.int64)
+        self._entropies = np.full(size, math.nan)
         self._sampled: list[tuple[int, NDArray[Any]]] = []  # rows whose entropy is due
 
     def _none(self) -> Counts:
@@ -397,8 +399,9 @@ class ConfidenceMonitor:
     def _watch(self, backend: Backend, block: Array) -> None:
         """Take rows of probabilities in: large blocks at once, small ones together with others."""
         if block.dtype.name not in check.REALS:
-            block = comparable(block)
-        if isinstance(block, np.ndarray) and block.size <= _SMALL:
+            block = block.astype(check.summing_dtype(check.result_dtype(block.dtype)))
+        small = block.size <= _SMALL and len(block) <= len(self._rows)
+        if small and isinstance(block, np.ndarray):
             with self._held():
                 self._keep(block)
             return
@@ -415,7 +418,7 @@ class ConfidenceMonitor:
             self._settle()
             end = len(block)
             if block.dtype != self._rows.dtype:
-                self._rows = np.empty((_KEPT // self.n_classes, self.n_classes), block.dtype)
+                self._rows = np.empty(self._rows.shape, block.dtype)
         self._rows[self._waiting : end] = block
         self._waiting = end
 
@@ -432,7 +435,7 @@ class ConfidenceMonitor:
         skip = -self._pushed % self.entropy_every if self.entropy_every else len(labels)
         self._pushed += len(labels)
         while begin < len(labels):
-            n = min(BUFFER - self._pending, len(labels) - begin)
+            n = min(len(self._labels) - self._pending, len(labels) - begin)
             into, part = slice(self._pending, self._pending + n), slice(begin, begin + n)
             self._confidences[into] = confidence[part]
             self._labels[into] = labels[part]
@@ -441,7 +444,7 @@ class ConfidenceMonitor:
                 skip += self.entropy_every
             self._pending += n
             begin += n
-            if self._pending == BUFFER:
+            if self._pending == len(self._labels):
                 self._flush()
 
     @contextmanager
@@ -775,7 +778,8 @@ class ConfidenceMonitor:
         with self._lock:
             for name in ("_offered", "_done", "_pieces", "_current", "_active", "_history"):
                 setattr(self, name, getattr(other, name))
-            self._pushed = self._waiting = self._pending = 0
+            self._pushed = self._all().rows
+            self._waiting = self._pending = 0
             self._sampled.clear()
 
     def _parsed(self, state: Any) -> ConfidenceMonitor:
@@ -790,7 +794,7 @@ class ConfidenceMonitor:
         for k, piece in enumerate(sequence(state["pieces"], "pieces", PIECES - 1)):
             other._pieces.append(Counts.from_dict(piece, *sizes, f"pieces[{k}]"))
         active = sequence(state["active"], "active", len(self.levels))
-        if not set(active) <= set(self.levels):
+        if not all(name in list(self.levels) for name in active):
             raise ValueError(f"state: active must be of {', '.join(self.levels)}, got {active}")
         other._active = set(active)
         for k, point in enumerate(sequence(state["history"], "history", _POINTS)):
@@ -830,7 +834,7 @@ class ConfidenceMonitor:
         registry : prometheus_client.CollectorRegistry, optional
             By default that of the process, which ``prometheus_client.start_http_server`` serves.
         labels : dict, optional
-            Of every series, to tell several monitors of a registry apart.
+            Of every series. A registry takes one monitor.
 
         Returns
         -------
@@ -940,9 +944,9 @@ def _normalized_entropy(rows: list[NDArray[Any]]) -> Floats:
     """-sum(p log p) / log(K) of each row."""
     p = np.stack(rows)
     logs = np.log(np.maximum(p, np.finfo(p.dtype).tiny))  # times 0 it is 0
-    sums = (p * logs).sum(axis=1)
+    sums: Floats = (p * logs).sum(axis=1, dtype=np.float64)
     # Above 1 if the row does not add up to 1, which is not checked.
-    return np.minimum(-sums.astype(np.float64) / math.log(p.shape[1]), 1)
+    return np.minimum(-sums / math.log(p.shape[1]), 1)
 
 
 def _checked(state: Any) -> Mapping[str, Any]:
