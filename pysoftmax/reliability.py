@@ -417,9 +417,11 @@ def draw_before_and_after(
     )
     panels = figure.subplots(1, 2)
     for ax, p, name in zip(panels, (before, after), ("before", "after"), strict=True):
-        display = ReliabilityDisplay.from_predictions(labels, p, axis=axis, name=name, ax=ax)
+        display = ReliabilityDisplay.from_predictions(labels, p, axis=axis, n_bins=10, ax=ax)
         ax.set_title(f"{name} calibration", loc="left", weight="bold")
         display.counts_ax_.set_yticks([])
+        for text in ax.get_legend().get_texts():
+            text.set_fontsize("small")
     figure.savefig(file, format="png", dpi=120)
 
 
