@@ -74,7 +74,9 @@ class ConfidenceMonitor:
     def setup(self, dtype, shape, every):
         x = common.normal(shape, dtype)
         softmax = common.public("softmax")
-        monitor = common.public("ConfidenceMonitor")(shape[1], every=every, min_rows=10**9)  # no alerts
+        monitor = common.public("ConfidenceMonitor")(
+            shape[1], every=every, min_rows=10**9
+        )  # no alerts
         self.ours = functools.partial(monitor.update, softmax(x))
         self.theirs = functools.partial(softmax, x, out=np.empty_like(x))
 
