@@ -40,6 +40,7 @@ _logger = logging.getLogger(__name__)
 PIECES = 10  # that a window consists of
 # Elements of a block that is small, of which many are taken in together, and of these.
 _SMALL, _KEPT = 1 << 15, 1 << 17
+_PLAIN = "fd"  # dtypes that are taken in as they are: float32, float64
 _POINTS = 500  # of the past that are kept for a picture
 
 FORMAT, VERSION = "pysoftmax.ConfidenceMonitor", 1
@@ -286,8 +287,8 @@ class ConfidenceMonitor:
         self._active: set[str] = set()
         self._news: list[Alert] = []
         self._pushed = self._waiting = self._pending = 0
-        # No more than a piece of the window waits, so that alerts come in time.
-        size = min(BUFFER, self._piece)
+        # A piece of the window, or an equal part of one: alerts come in time.
+        size = math.ceil(self._piece / math.ceil(self._piece / BUFFER))
         self._rows = np.empty((min(size, _KEPT // self.n_classes), self.n_classes), np.float32)
         self._confidences = np.empty(size)
         self._labels = np.empty(size, np.int64)
@@ -359,7 +360,8 @@ class ConfidenceMonitor:
             position = self._offered
             self._offered += n
         begin = 0
-        for block in _blocks(rows):
+        small = rows.ndim == 2 and rows.size <= LARGE_BLOCK
+        for block in (rows,) if small else _blocks(rows):
             skip = -(position + begin) % self.every
             watched = block[skip :: self.every]
             if logits is not None:
@@ -377,7 +379,7 @@ class ConfidenceMonitor:
         name, values = "probabilities", probabilities
         if probabilities is None:
             name, values = "logits", logits
-        plain = type(values) is np.ndarray and values.dtype in (np.float32, np.float64)
+        plain = type(values) is np.ndarray and values.dtype.char in _PLAIN
         backend: Backend = numpy_backend if plain else backend_of(**{name: values})
         array = values
         if not plain:
@@ -398,18 +400,20 @@ class ConfidenceMonitor:
 
     def _watch(self, backend: Backend, block: Array) -> None:
         """Take rows of probabilities in: large blocks at once, small ones together with others."""
-        if block.dtype.name not in check.REALS:
+        if block.dtype.char not in _PLAIN:
             block = block.astype(check.summing_dtype(check.result_dtype(block.dtype)))
         small = block.size <= _SMALL and len(block) <= len(self._rows)
         if small and isinstance(block, np.ndarray):
-            with self._held():
+            with self._lock:
                 self._keep(block)
-            return
-        block = backend.namespace.ascontiguousarray(block)
-        confidence, labels = _top(backend.namespace, block)
-        with self._held():
-            self._settle()
-            self._push(host(confidence), host(labels), block)
+        else:
+            block = backend.namespace.ascontiguousarray(block)
+            confidence, labels = _top(backend.namespace, block)
+            with self._lock:
+                self._settle()
+                self._push(host(confidence), host(labels), block)
+        if self._news:
+            self._tell()
 
     def _keep(self, block: NDArray[Any]) -> None:
         """Copy a few rows, to be taken in later."""
@@ -421,6 +425,8 @@ class ConfidenceMonitor:
                 self._rows = np.empty(self._rows.shape, block.dtype)
         self._rows[self._waiting : end] = block
         self._waiting = end
+        if end == len(self._rows):
+            self._settle()
 
     def _settle(self) -> None:
         """Take in the rows that were kept."""
@@ -447,11 +453,9 @@ class ConfidenceMonitor:
             if self._pending == len(self._labels):
                 self._flush()
 
-    @contextmanager
-    def _held(self) -> Iterator[None]:
-        """Hold the lock. Log what happened afterwards: a handler may ask the monitor."""
+    def _tell(self) -> None:
+        """Log what happened, without the lock: a handler may ask the monitor."""
         with self._lock:
-            yield
             news, self._news = self._news, []
         for alert in news:
             values = alert.name, alert.value
@@ -463,9 +467,10 @@ class ConfidenceMonitor:
     @contextmanager
     def _counted(self) -> Iterator[None]:
         """Hold the lock, with an empty buffer."""
-        with self._held():
+        with self._lock:
             self._count()
             yield
+        self._tell()
 
     def _count(self) -> None:
         """Count all rows that wait."""

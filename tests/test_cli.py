@@ -894,12 +894,12 @@ def test_monitor_does_not_wait_for_more_lines(stream, tmp_path):
     args = ["monitor", "--state", "s.json", "--high", "0.4", "--low", "0.1"]
     pipe = subprocess.PIPE
     with subprocess.Popen([*PROGRAM, *args, "--window", "5000"], stdin=pipe, stderr=pipe) as run:
-        run.stdin.write(b"0.5,0.5\n" * 700)
+        run.stdin.write(b"0.5,0.5\n" * 500)
         run.stdin.flush()
         assert b"mean_high raised" in run.stderr.readline()
         run.send_signal(signal.SIGINT)
         assert run.wait(timeout=30) == 130
-    assert json.loads(Path("s.json").read_text())["offered"] == 700
+    assert json.loads(Path("s.json").read_text())["offered"] == 500
 
 
 def test_monitor_of_logits(run, stream):

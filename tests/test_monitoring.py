@@ -525,6 +525,15 @@ def test_alerts_are_logged_when_they_change(caplog):
     assert caplog.messages[2] == "alert too_confident cleared: 0.9 is back at 0.9"
 
 
+@pytest.mark.parametrize("n", [1, 10, 99, 1000, 5000])
+def test_alerts_wait_for_no_more_than_two_tenths_of_the_window(caplog, n):
+    monitor = ps.ConfidenceMonitor(2, window=1000)
+    p = rows_of(0.99, 700)
+    for begin in range(0, len(p), n):
+        monitor.update(p[begin : begin + n])
+    assert "mean_high raised" in caplog.text
+
+
 def test_a_log_handler_may_ask_the_monitor():
     monitor, counts = ps.ConfidenceMonitor(2, window=1000), []
 
