@@ -26,7 +26,7 @@ from pysoftmax._confidence import BUFFER, Counts, Cuts, Drift, drift, mapping, n
 from pysoftmax._dispatch import backend_of
 from pysoftmax._labelled import host
 from pysoftmax._monitor_views import Collector, Point, draw
-from pysoftmax._rows import LARGE_BLOCK, SLACK, classes_last, unmasked
+from pysoftmax._rows import LARGE_BLOCK, SLACK, classes_last
 from pysoftmax._softmax import softmax
 from pysoftmax.backends import Array, Backend
 from pysoftmax.backends import numpy as numpy_backend
@@ -353,7 +353,7 @@ class ConfidenceMonitor:
         divisor: Any = 1.0
         if logits is not None:
             shape = check.reduced_shape(np.shape(rows), (axis,))
-            divisor = check.check_temperature(temperature, shape)
+            divisor = check.check_temperature(backend, temperature, shape)
         if axis != 1 or rows.ndim != 2:
             rows = classes_last(backend, rows, axis)
         n = math.prod(rows.shape[:-1])
@@ -384,7 +384,7 @@ class ConfidenceMonitor:
         backend: Backend = numpy_backend if plain else backend_of(**{name: values})
         array = values
         if not plain:
-            array = unmasked(
+            array = check.unmasked(
                 backend,
                 name,
                 values,

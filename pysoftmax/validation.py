@@ -20,7 +20,7 @@ from pysoftmax import _extras
 from pysoftmax._dispatch import backend_of
 from pysoftmax._labelled import host
 from pysoftmax._losses import cross_entropy
-from pysoftmax._rows import SLACK, Part, classes_last, parts, unmasked
+from pysoftmax._rows import SLACK, Part, classes_last, parts
 from pysoftmax._sigmoid import sigmoid
 from pysoftmax._softmax import softmax
 from pysoftmax.backends import Array, Backend
@@ -392,7 +392,7 @@ class _Outputs:
 
     def _array(self, name: str, values: Any) -> Array:
         instead = "for a class that takes no part give the logit -inf or the probability 0"
-        return unmasked(self.backend, name, values, instead)
+        return check.unmasked(self.backend, name, values, instead)
 
     def _labels(self, labels: Any, shape: tuple[int, ...]) -> Array:
         array = self._array("labels", labels)
