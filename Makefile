@@ -27,7 +27,7 @@ sources := pyproject.toml setup.py $(wildcard src/cpu/*)
 .PHONY: run test bench dashboard record results pictures lint clean
 .DELETE_ON_ERROR:
 
-run: $(VENV)/.installed
+run: $(VENV)/.installed-plot
 	$(bin)/python -m pysoftmax demo
 
 test: $(VENV)/.installed-test

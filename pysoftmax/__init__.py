@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         risk_coverage_curve,
         top_k,
     )
+    from pysoftmax.monitoring import ConfidenceMonitor
     from pysoftmax.reliability import (
         ReliabilityDisplay,
         brier_score,
@@ -46,6 +47,7 @@ else:
     from pysoftmax._lazy import __getattr__ as __getattr__
 
 __all__ = [
+    "ConfidenceMonitor",
     "ReliabilityDisplay",
     "Report",
     "TemperatureScaling",

@@ -87,27 +87,78 @@ def convert(
         (_write_npy if to_npy else _write_csv)(out, rows)
 
 
-def read(source: str, *, skip_header: int = 0) -> Array:
+def read(source: str, *, skip_header: int = 0, name: str = "") -> Array:
     """Return the array in a file: ``.npy`` mapped into memory, CSV as float64.
 
     Parameters
     ----------
     source : str
-        A ``.npy`` or CSV file, told apart by their content, or ``-`` for standard input.
+        A ``.npy``, ``.npz`` or CSV file, told apart by their content, or ``-`` for standard
+        input.
     skip_header : int
         How many lines to skip at the head of a CSV file.
+    name : str
+        Which array of a ``.npz`` file, unless that has one only.
 
     Raises
     ------
     FileError
         If the file cannot be read or understood.
     """
-    name = "standard input" if source == "-" else source
+    title = "standard input" if source == "-" else source
     with _input(source) as file:
-        if _is_npy(file, name):
-            found = _read_header(_mappable(file, name), name)
+        if _is_npz(file, title):
+            return _read_npz(_mappable(file, title), title, name)
+        if _is_npy(file, title):
+            found = _read_header(_mappable(file, title), title)
             return found.map(found.shape, found.order, "r")
-        return np.concatenate(list(_csv_blocks(file, name, skip_header, lambda fraction: None)))
+        lines = _lines(file, title)
+        return np.concatenate(list(_csv_blocks(file, lines, title, skip_header)))
+
+
+def holds(source: str, name: str) -> bool:
+    """Whether `source` is a ``.npz`` file with an array of that name."""
+    if source == "-":
+        return False
+    with _input(source) as file:
+        return _is_npz(file, source) and name in _names(file, source)
+
+
+def batches(source: str, *, skip_header: int = 0, name: str = "") -> Iterator[Array]:
+    """Yield the arrays in a file or a stream, each as soon as it has come.
+
+    Parameters
+    ----------
+    source, skip_header, name
+        As for `read`; but ``.npy`` may be several, one after the other, and CSV comes in
+        blocks of as many lines as there are.
+
+    Raises
+    ------
+    FileError
+        If the file cannot be read or understood.
+    """
+    title = "standard input" if source == "-" else source
+    with _input(source) as file:
+        if _is_npz(file, title):
+            yield _read_npz(_mappable(file, title), title, name)
+        elif _is_npy(file, title):
+            yield from _npy_batches(file, title)
+        else:
+            yield from _csv_blocks(file, _arriving_lines(file, title), title, skip_header)
+
+
+def write(target: str, array: Array) -> None:
+    """Write an array as ``.npy`` or, with at most two dimensions, as CSV: see `convert`."""
+    with output(target) as file:
+        if target.endswith(".npy"):
+            npy.write_array(file, np.asarray(array), allow_pickle=False)
+        elif array.ndim > 2:
+            raise FileError(
+                f"CSV has two dimensions and the result the shape {array.shape}: write .npy instead"
+            )
+        else:
+            _write_csv(file, iter([np.atleast_2d(array)]))
 
 
 # -- opening and replacing files -----------------------------------------------------------
@@ -143,6 +194,12 @@ def _is_npy(file: BufferedReader, name: str) -> bool:
     if name.endswith(".npy") and not found:
         raise FileError(f"{name} is not a .npy file: it does not begin as one")
     return found
+
+
+def _is_npz(file: BufferedReader, name: str) -> bool:
+    """Tell ``.npz`` by its first bytes, those of a ZIP archive, and leave them unread."""
+    with _blame("read", name):
+        return file.peek(4)[:4] == b"PK\x03\x04"
 
 
 @contextmanager
@@ -229,8 +286,80 @@ class _NpyFile:
         return np.asarray(np.memmap(self.file, self.dtype, mode, self.offset, shape, order))
 
 
+def _read_npz(file: IO[bytes], title: str, name: str) -> Array:
+    """Read an array of a ``.npz`` file: that of a name, or the only one there is."""
+    names = _names(file, title)
+    if name not in names and len(names) != 1:
+        raise FileError(f"{title} has no array {name}, but {', '.join(names) or 'none'}")
+    file.seek(0)
+    with _npz(file, title) as archive:
+        return np.asarray(archive[name if name in names else names[0]])
+
+
+def _names(file: IO[bytes], title: str) -> list[str]:
+    """Return the names of the arrays in a ``.npz`` file."""
+    with _npz(file, title) as archive:
+        return list(archive.files)
+
+
+@contextmanager
+def _npz(file: IO[bytes], title: str) -> Iterator[Any]:
+    """Open a ``.npz`` file; whatever is wrong with it is a FileError."""
+    try:
+        with np.load(file, allow_pickle=False) as archive:
+            yield archive
+    except Exception as error:  # a damaged archive can fail in any way
+        raise FileError(f"{title} is not a readable .npz file: {error}") from error
+
+
+def _npy_batches(file: BufferedReader, title: str) -> Iterator[Array]:
+    """Yield ``.npy`` arrays that follow each other, mapped into memory where that can be."""
+    mapped = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
+    number = 0
+    while _more(file, title):
+        number += 1
+        name = title if number == 1 else f"{title}, array {number}"
+        if mapped:
+            found = _read_header(file, name)
+            yield found.map(found.shape, found.order, "r")
+            file.seek(found.offset + prod(found.shape) * found.dtype.itemsize)
+        else:
+            yield _read_batch(file, name)
+
+
+def _more(file: BufferedReader, name: str) -> bool:
+    """Whether a file goes on."""
+    with _blame("read", name):
+        return bool(file.peek(1))
+
+
+def _read_batch(file: IO[bytes], name: str) -> Array:
+    """Read a ``.npy`` array from a pipe."""
+    dtype, shape, order = _read_description(file, name)
+    size = prod(shape) * dtype.itemsize
+    data = bytearray()
+    with _blame("read", name):
+        # Not at once: memory is taken for what has come, not for what a header promises.
+        while len(data) < size and (part := file.read(min(size - len(data), _TEXT))):
+            data += part
+    if len(data) < size:
+        raise FileError(_truncated(name, dtype, shape, len(data)))
+    return np.frombuffer(data, dtype).reshape(shape, order=order)
+
+
 def _read_header(file: IO[bytes], name: str) -> _NpyFile:
     """Read the header of a ``.npy`` file and check that the data it promises are there."""
+    dtype, shape, order = _read_description(file, name)
+    offset, size = file.tell(), os.fstat(file.fileno()).st_size
+    if size - offset < prod(shape) * dtype.itemsize:
+        raise FileError(_truncated(name, dtype, shape, size - offset))
+    return _NpyFile(name, file, dtype, shape, order, offset)
+
+
+def _read_description(
+    file: IO[bytes], name: str
+) -> tuple[np.dtype[Any], tuple[int, ...], Literal["C", "F"]]:
+    """Read what is before the data of a ``.npy`` file: dtype, shape and order."""
     try:
         version = npy.read_magic(file)
         read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
@@ -241,13 +370,14 @@ def _read_header(file: IO[bytes], name: str) -> _NpyFile:
         raise FileError(f"{name} is not a readable .npy file: {error}") from error
     if dtype.hasobject:
         raise FileError(f"{name} holds Python objects ({dtype}), which are never unpickled")
-    offset, size = file.tell(), os.fstat(file.fileno()).st_size
-    if size - offset < prod(shape) * dtype.itemsize:
-        raise FileError(
-            f"{name} is truncated: {dtype} of shape {shape} takes {prod(shape) * dtype.itemsize} "
-            f"bytes, the file holds {size - offset}"
-        )
-    return _NpyFile(name, file, dtype, shape, "F" if fortran_order else "C", offset)
+    return dtype, shape, "F" if fortran_order else "C"
+
+
+def _truncated(name: str, dtype: np.dtype[Any], shape: tuple[int, ...], size: int) -> str:
+    return (
+        f"{name} is truncated: {dtype} of shape {shape} takes {prod(shape) * dtype.itemsize} "
+        f"bytes, the file holds {size}"
+    )
 
 
 def _write_header(
@@ -343,7 +473,7 @@ def _csv_rows(
     """Yield the result for CSV text as blocks of rows."""
     if axis not in (-2, -1, 0, 1):
         raise FileError(f"{name} is CSV of two dimensions and has no axis {axis}")
-    blocks = _csv_blocks(file, name, skip_header, progress)
+    blocks = _csv_blocks(file, _lines(file, name), name, skip_header, progress)
     if axis in (-2, 0):
         blocks = iter([np.concatenate(list(blocks))])
     for block in blocks:
@@ -351,13 +481,17 @@ def _csv_rows(
 
 
 def _csv_blocks(
-    file: IO[bytes], name: str, skip_header: int, progress: Progress
+    file: IO[bytes],
+    pieces: Iterator[list[bytes]],
+    name: str,
+    skip_header: int,
+    progress: Progress = lambda fraction: None,
 ) -> Iterator[Array]:
     """Yield the rows of CSV text as blocks of float64, all of the same width; skip blank lines."""
     status = os.fstat(file.fileno())
     size = status.st_size if stat.S_ISREG(status.st_mode) else 0
     width = number = done = 0
-    while lines := _read_lines(file, name):
+    for lines in pieces:
         first, number, done = number + 1, number + len(lines), done + sum(map(len, lines))
         texts = {
             index: line.decode("utf-8-sig", "replace").rstrip("\r\n")
@@ -377,10 +511,29 @@ def _csv_blocks(
 _HEADER_HINT = "; if it is a header, skip it with --skip-header {}"
 
 
-def _read_lines(file: IO[bytes], name: str) -> list[bytes]:
-    """Read the next lines, about `_TEXT` bytes of them; none at the end."""
-    with _blame("read", name):
-        return file.readlines(_TEXT)
+def _lines(file: IO[bytes], name: str) -> Iterator[list[bytes]]:
+    """Yield lines, about `_TEXT` bytes of them at a time."""
+    while True:
+        with _blame("read", name):
+            lines = file.readlines(_TEXT)
+        if not lines:
+            return
+        yield lines
+
+
+def _arriving_lines(file: BufferedReader, name: str) -> Iterator[list[bytes]]:
+    """Yield lines as they come, without waiting for more."""
+    rest = b""
+    while True:
+        with _blame("read", name):
+            text = file.read1(_TEXT)
+        if not text:
+            break
+        *lines, rest = (rest + text).split(b"\n")
+        if lines:
+            yield lines
+    if rest:
+        yield [rest]
 
 
 def _parse(texts: dict[int, str], name: str, width: int, hint: str) -> Array:

@@ -10,6 +10,7 @@ from typing import Any
 MODULES = (
     "calibration",
     "decisions",
+    "monitoring",
     "reliability",
     "sampling",
     "testing",

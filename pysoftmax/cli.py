@@ -1,8 +1,8 @@
 """The command line, ``python -m pysoftmax`` or ``pysoftmax``: one function a command.
 
-Exit status: 0 done, 1 failed (one line on standard error says why, or the report of `validate`
-does), 2 wrong usage, and 128 + signal when stopped: 130 by Ctrl-C, 143 by SIGTERM, 141 by a reader
-that closed the pipe.
+Exit status: 0 done, 1 failed (one line on standard error says why, or what the command prints: a
+check that failed, a temperature that was not found, an alert that is raised), 2 wrong usage, and
+128 + signal when stopped: 130 by Ctrl-C, 143 by SIGTERM, 141 by a reader that closed the pipe.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import re
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -125,12 +126,31 @@ def _one_of(table: str) -> Callable[[str], str]:
 # -- commands ------------------------------------------------------------------------------
 
 
-@command(argument("--json", action="store_true", help="print the figures as JSON"))
+@command(
+    argument("--json", action="store_true", help="print the figures as JSON"),
+    argument(
+        "--plot",
+        type=_png,
+        metavar="FILE.png",
+        help="where to draw the reliability before and after calibration "
+        "(softmax-demo.png; with --json nowhere)",
+    ),
+)
 def demo(args: argparse.Namespace) -> None:
-    """Show softmax at work on the logits of a real classifier, and its speed."""
+    """Show softmax and calibration at work on the logits of a real classifier, and the speed.
+
+    The picture needs matplotlib.
+    """
     from pysoftmax import demo as demonstration
 
+    if args.plot:
+        _needs_matplotlib("--plot")
     results = demonstration.run()
+    name = args.plot or (None if args.json else "softmax-demo.png")
+    if name and find_spec("matplotlib"):
+        with _files.output(name) as file:
+            demonstration.draw(file)
+        results["picture"] = name
     if args.json:
         print(json.dumps(results, indent=2))
     else:
@@ -179,9 +199,9 @@ def softmax(args: argparse.Namespace) -> None:
 
 
 @command(
-    argument("source", metavar="FILE", help=".npy or CSV file; - for standard input"),
+    argument("source", metavar="FILE", help=".npy, .npz or CSV file; - for standard input"),
     argument("--logits", action="store_true", help="FILE holds logits, not probabilities"),
-    argument("--labels", metavar="FILE", help="the right class of each row; .npy or CSV"),
+    argument("--labels", metavar="FILE", help="the right class of each row"),
     argument("--activation", choices=["softmax", "sigmoid"], help="(softmax)"),
     argument(
         "--loss",
@@ -202,16 +222,10 @@ def validate(args: argparse.Namespace) -> int:
     """Go through the checklist before deployment with a classifier's outputs.
 
     Prints what was checked and found. Exit status: 0 if no check failed, 1 if one did. Labels
-    in CSV are one a line, or 0 and 1 for each class; --skip-header holds for both files.
+    in CSV are one a line, or 0 and 1 for each class; --skip-header holds for both files. Of a
+    .npz file the array "probabilities" or "logits" is read, and "labels" if it has them.
     """
-    if args.source == args.labels == "-":
-        raise ValueError("standard input holds one of them only: give a file for --labels")
-    outputs = _files.read(args.source, skip_header=args.skip_header)
-    labels = None
-    if args.labels:
-        labels = _files.read(args.labels, skip_header=args.skip_header)
-        if labels.ndim == 2 and labels.shape[1] == 1 and labels.dtype.kind == "f":
-            labels = _whole(labels[:, 0], args.labels)
+    outputs, labels = _outputs(args, "logits" if args.logits else "probabilities")
     report = pysoftmax.validate(
         **{"logits" if args.logits else "probabilities": outputs},
         labels=labels,
@@ -225,12 +239,145 @@ def validate(args: argparse.Namespace) -> int:
     return 0 if report.passed else 1
 
 
+def _outputs(args: argparse.Namespace, name: str) -> tuple[_files.Array, _files.Array | None]:
+    """Read what a classifier returned, and the labels, if there are any."""
+    if args.source == args.labels == "-":
+        raise ValueError("standard input holds one of them only: give a file for --labels")
+    outputs = _files.read(args.source, skip_header=args.skip_header, name=name)
+    source = args.labels or (args.source if _files.holds(args.source, "labels") else None)
+    if source is None:
+        return outputs, None
+    labels = _files.read(source, skip_header=args.skip_header, name="labels")
+    if labels.ndim == 2 and labels.shape[1] == 1 and labels.dtype.kind == "f":
+        labels = _whole(labels[:, 0], source)
+    return outputs, labels
+
+
+def _needs_matplotlib(option: str) -> None:
+    if not find_spec("matplotlib"):
+        raise ValueError(f"{option} needs matplotlib: pip install 'pysoftmax[plot]'")
+
+
 def _whole(labels: _files.Array, name: str) -> _files.Array:
     """Labels that were read as floats, as the integers that they must be."""
     wrong = (labels % 1 != 0) | (abs(labels) > 2**53)
     if wrong.any():
         raise _files.FileError(f"{name}: expected whole numbers, got {labels[wrong][0]}")
     return labels.astype(int)
+
+
+@command(
+    argument("source", metavar="FILE", help="logits: .npy, .npz or CSV file; - for standard input"),
+    argument("--labels", metavar="FILE", help="the right class of each row"),
+    argument("--vector", action="store_true", help="scale and bias of each class (needs SciPy)"),
+    argument("--axis", type=int, default=-1, metavar="N", help="axis of the classes (last)"),
+    argument(
+        "--skip-header", type=_count, default=0, metavar="N", help="skip N lines at the head of CSV"
+    ),
+    argument(
+        "--output", type=_target, metavar="OUT", help="write calibrated probabilities, .npy or .csv"
+    ),
+    argument("--plot", type=_png, metavar="FILE.png", help="draw reliability before and after"),
+    argument("--json", action="store_true", help="print the figures as JSON"),
+)
+def calibrate(args: argparse.Namespace) -> int:
+    """Find the temperature that makes the labels most likely, and say what it improves.
+
+    FILE holds logits of data that the classifier was not trained on. Labels in CSV are one a
+    line; a .npz file may hold both, as "logits" and "labels". Exit status: 1 if the data do not
+    tell a temperature.
+    """
+    if args.plot:
+        _needs_matplotlib("--plot")
+    if args.output == "-":
+        raise ValueError("standard output is where the figures go: give a file for --output")
+    logits, labels = _outputs(args, "logits")
+    if labels is None:
+        raise ValueError(f"{args.source} has no labels: give them with --labels")
+    from pysoftmax.calibration import VectorScaling
+
+    fit = pysoftmax.fit_vector_scaling if args.vector else pysoftmax.fit_temperature
+    with warnings.catch_warnings(record=True) as problems:
+        warnings.simplefilter("always")
+        result = fit(logits, labels, axis=args.axis)
+    for problem in problems:
+        print("pysoftmax: warning:", problem.message, file=sys.stderr)
+    before, after = pysoftmax.softmax(logits, args.axis), result.apply(logits)
+    measures = {
+        "log-loss": (result.nll_before, result.nll_after),
+        **{
+            title: tuple(measure(p, labels, axis=args.axis) for p in (before, after))
+            for title, measure in (
+                ("calibration error (ECE)", pysoftmax.expected_calibration_error),
+                ("Brier score", pysoftmax.brier_score),
+            )
+        },
+        "accuracy": tuple(float((p.argmax(args.axis) == labels).mean()) for p in (before, after)),
+    }
+    if args.plot:
+        from pysoftmax import reliability
+
+        with _files.output(args.plot) as file:
+            reliability.draw_before_and_after(file, labels, before, after, axis=args.axis)
+    if args.output:
+        _files.write(args.output, after)
+    if args.json:
+        found = {
+            name: value.tolist() if hasattr(value, "tolist") else value
+            for name, value in vars(result).items()
+        }
+        found["measures"] = {
+            name: {"before": pair[0], "after": pair[1]} for name, pair in measures.items()
+        }
+        print(json.dumps(found, indent=2))
+    else:
+        if isinstance(result, VectorScaling):
+            print(f"scales from {result.scale.min():.6g} to {result.scale.max():.6g}\n")
+        else:
+            print(f"temperature {result.temperature:.6g}\n")
+        rows = [[name, *(f"{value:.4f}" for value in pair)] for name, pair in measures.items()]
+        table(["", "before", "after"], rows)
+    return 0 if result.converged and not result.at_bound else 1
+
+
+@command(
+    argument("sources", nargs="*", default=["-"], metavar="FILE", help="(standard input)"),
+    argument("--logits", action="store_true", help="the batches are logits, not probabilities"),
+    argument("--temperature", type=_temperature, default=1.0, metavar="T", help="of logits (1)"),
+    argument("--axis", type=int, default=-1, metavar="N", help="axis of the classes (last)"),
+    argument("--high", type=float, default=0.95, metavar="P", help="too confident above (0.95)"),
+    argument("--low", type=float, default=0.20, metavar="P", help="too uncertain below (0.20)"),
+    argument(
+        "--chance-corrected", action="store_true", help="these are 0 where all classes are equal"
+    ),
+    argument("--window", type=_positive, default=50_000, metavar="N", help="recent rows (50000)"),
+    argument("--every", type=_positive, default=1, metavar="N", help="look at every N-th row (1)"),
+    argument("--reference", metavar="STATE", help="what drift is measured from: a file of --state"),
+    argument("--state", metavar="FILE", help="go on from this JSON file, if there is one; save it"),
+    argument("--prometheus", metavar="FILE.prom", help="write metrics as text"),
+    argument("--plot", type=_png, metavar="FILE.png", help="draw confidence over the rows"),
+    argument(
+        "--skip-header", type=_count, default=0, metavar="N", help="skip N lines at the head of CSV"
+    ),
+    argument("--json", action="store_true", help="print the summary as JSON"),
+)
+def monitor(args: argparse.Namespace) -> int:
+    """Watch the confidence in a stream of batches: what comes through a pipe, or is in files.
+
+    A stream is CSV, a row a line, or .npy arrays one after the other. A terminal sees a live
+    line; alerts go to standard error as they are raised. State and metrics are written every
+    ten seconds and at the end, also when interrupted. Exit status: 1 if an alert is raised at
+    the end.
+    """
+    from pysoftmax import _watch
+
+    if args.plot:
+        _needs_matplotlib("--plot")
+    if args.prometheus and not find_spec("prometheus_client"):
+        raise ValueError(
+            "--prometheus needs prometheus_client: pip install 'pysoftmax[prometheus]'"
+        )
+    return _watch.show(_watch.run(args, live_line), args.json, table)
 
 
 @command(
@@ -270,8 +417,8 @@ def bench(args: argparse.Namespace) -> None:
     """
     from pysoftmax.bench import cases, measure, report
 
-    if args.plot and not find_spec("matplotlib"):
-        raise ValueError("--plot needs matplotlib: pip install 'pysoftmax[bench]'")
+    if args.plot:
+        _needs_matplotlib("--plot")
     chosen = cases.choose(args.functions, args.dtypes, args.shapes, args.axes, quick=args.quick)
     rounds, seconds = measure.QUICK_PACE if args.quick else measure.USUAL_PACE
     with ExitStack() as stack:
@@ -370,6 +517,23 @@ def progress_bar(label: str, *, background: bool = True) -> Iterator[_files.Prog
             print("\r    \r", end="", file=sys.stderr, flush=True)
 
 
+@contextmanager
+def live_line() -> Iterator[Callable[[str], None]]:
+    """Lend a function that replaces the last line if standard error is a terminal."""
+    if not sys.stderr.isatty():
+        yield lambda text: None
+    elif find_spec("rich"):
+        from rich.console import Console
+
+        with Console(stderr=True).status("") as status:
+            yield status.update
+    else:
+        try:
+            yield lambda text: print(f"\r{text:<79.79}", end="", file=sys.stderr, flush=True)
+        finally:
+            print("\r" + 79 * " " + "\r", end="", file=sys.stderr, flush=True)
+
+
 # -- main ----------------------------------------------------------------------------------
 
 
@@ -441,7 +605,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 141
     except OSError as error:
         return _fail(f"cannot write standard output: {error.strerror or error}")
-    except (_files.FileError, ValueError, TypeError, MemoryError) as error:
+    except (_files.FileError, ImportError, IndexError, ValueError, TypeError, MemoryError) as error:
         return _fail(str(error) or type(error).__name__)
 
 

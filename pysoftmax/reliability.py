@@ -408,6 +408,23 @@ class ReliabilityDisplay:
         return self
 
 
+def draw_before_and_after(
+    file: Any, labels: Any, before: Any, after: Any, *, axis: int = -1
+) -> None:
+    """Write the diagrams of two sets of probabilities, side by side, as PNG."""
+    figure = _extras.load("matplotlib.figure", "plot", "a picture").Figure(
+        figsize=(9.6, 5.6), layout="constrained"
+    )
+    panels = figure.subplots(1, 2)
+    for ax, p, name in zip(panels, (before, after), ("before", "after"), strict=True):
+        display = ReliabilityDisplay.from_predictions(labels, p, axis=axis, n_bins=10, ax=ax)
+        ax.set_title(f"{name} calibration", loc="left", weight="bold")
+        display.counts_ax_.set_yticks([])
+        for text in ax.get_legend().get_texts():
+            text.set_fontsize("small")
+    figure.savefig(file, format="png", dpi=120)
+
+
 def _beneath(ax: Any) -> Any:
     """Axes for the counts beneath `ax`, which makes room for them if it stands in a grid."""
     spec = ax.get_subplotspec()

@@ -20,7 +20,7 @@ from pysoftmax import _extras
 from pysoftmax._dispatch import backend_of
 from pysoftmax._labelled import host
 from pysoftmax._losses import cross_entropy
-from pysoftmax._rows import SLACK, Part, parts
+from pysoftmax._rows import SLACK, Part, classes_last, parts
 from pysoftmax._sigmoid import sigmoid
 from pysoftmax._softmax import softmax
 from pysoftmax.backends import Array, Backend
@@ -385,21 +385,14 @@ class _Outputs:
         self.outer = check.reduced_shape(shapes[0], (self.axis,))
         self.rows = self.outer or (1,)
         self.n_rows = int(np.prod(self.rows))
-        self.arrays = {name: self._by_rows(array) for name, array in arrays.items()}
+        self.arrays = {
+            name: classes_last(self.backend, array, self.axis) for name, array in arrays.items()
+        }
         self.labels = None if labels is None else self._labels(labels, shapes[0])
 
     def _array(self, name: str, values: Any) -> Array:
-        mask = self.backend.mask_of(values)
-        if mask is not None and not mask.all():
-            raise ValueError(
-                f"{name} has masked entries; for a class that takes no part give the logit -inf or "
-                "the probability 0"
-            )
-        return self.backend.as_array(values)
-
-    def _by_rows(self, array: Array) -> Array:
-        array = self.backend.namespace.moveaxis(array, self.axis, -1)
-        return array.reshape(*self.rows, self.n_outputs)
+        instead = "for a class that takes no part give the logit -inf or the probability 0"
+        return check.unmasked(self.backend, name, values, instead)
 
     def _labels(self, labels: Any, shape: tuple[int, ...]) -> Array:
         array = self._array("labels", labels)
@@ -408,7 +401,7 @@ class _Outputs:
         self.labels_by_class = array.shape == shape
         # The labels of a single output say whether that is right.
         if self.labels_by_class or (self.n_outputs == 1 and array.shape == self.outer):
-            return self._by_rows(array.reshape(shape))
+            return classes_last(self.backend, array.reshape(shape), self.axis)
         if array.shape == self.outer:
             return array.reshape(self.rows)
         raise ValueError(

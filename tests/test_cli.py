@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,11 +14,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib import pyplot
 
 import pysoftmax
-from pysoftmax import _files, cli
+from pysoftmax import _files, _watch, cli
 from pysoftmax import demo as demonstration
 
+COMMANDS = ["demo", "softmax", "validate", "calibrate", "monitor", "bench", "info"]
 PROGRAM = [sys.executable, "-m", "pysoftmax"]
 
 
@@ -94,6 +97,13 @@ def assert_error(outcome, *words, status=1):
         assert word in err
 
 
+def assert_picture(name):
+    """Check for a PNG file that is not blank."""
+    pixels = pyplot.imread(name)
+    assert pixels.shape[0] > 300
+    assert pixels.std() > 0.05
+
+
 # -- the program -----------------------------------------------------------------------------
 
 
@@ -104,11 +114,11 @@ def test_version(run):
 def test_help_lists_every_command(run):
     status, out, _ = run("--help")
     assert status == 0
-    for name in ["demo", "softmax", "validate", "bench", "info"]:
-        assert f"\n    {name} " in out
+    for name in COMMANDS:
+        assert re.search(rf"\n    {name}\s", out)
 
 
-@pytest.mark.parametrize("name", ["demo", "softmax", "validate", "bench", "info"])
+@pytest.mark.parametrize("name", COMMANDS)
 def test_help_of_a_command_needs_no_work(run, name):
     status, out, err = run(name, "--help")
     assert (status, err) == (0, "")
@@ -134,6 +144,11 @@ def test_help_of_a_command_needs_no_work(run, name):
         (["validate", "a.npy", "--loss", "mse"], ["binary_cross_entropy", "'mse'"]),
         (["validate", "a.npy", "--n-classes", "0"], ["at least 1", "'0'"]),
         (["validate", "a.npy", "--temperature", "-1"], ["at least 0", "'-1'"]),
+        (["calibrate"], ["FILE"]),
+        (["calibrate", "a.npy", "--output", "b.txt"], [".npy or .csv", "'b.txt'"]),
+        (["calibrate", "a.npy", "--plot", "b.jpg"], [".png", "'b.jpg'"]),
+        (["monitor", "--window", "0"], ["at least 1", "'0'"]),
+        (["monitor", "--high", "much"], ["--high", "'much'"]),
     ],
 )
 def test_wrong_usage_is_status_2_and_one_line(run, args, words):
@@ -175,8 +190,9 @@ def test_info_as_json_is_pysoftmax_info(run):
 
 
 @pytest.fixture
-def brief_demo(monkeypatch):
-    """Time in the demonstration just long enough to have been run."""
+def brief_demo(monkeypatch, tmp_path):
+    """Time in the demonstration just long enough to have been run, and draw elsewhere."""
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(demonstration, "_ROUNDS", 1)
     monkeypatch.setattr(demonstration, "_ROUND_SECONDS", 0)
 
@@ -191,8 +207,26 @@ def test_demo_tells_the_whole_story(run, brief_demo):
         "899x10",
         "1024x1000",
         "64x32000",
+        "fit_temperature finds the best one from 450 images, 7.5491. On the other 449:",
+        "before and after: softmax-demo.png",
     ]:
         assert phrase in out
+    assert_picture("softmax-demo.png")
+
+
+def test_demo_without_matplotlib_says_which_extra_is_missing(run, brief_demo, monkeypatch):
+    monkeypatch.setattr(cli, "find_spec", lambda name: None)
+    status, out, err = run("demo")
+    assert (status, err) == (0, "")
+    assert "pip install 'pysoftmax[plot]'" in out
+    assert os.listdir() == []
+    assert_error(run("demo", "--plot", "x.png"), "--plot", "pysoftmax[plot]")
+
+
+def test_demo_draws_where_it_is_told_to(run, brief_demo):
+    assert run("demo", "--json", "--plot", "here.png")[0] == 0
+    assert os.listdir() == ["here.png"]
+    assert_picture("here.png")
 
 
 def test_demo_as_json(run, brief_demo):
@@ -685,6 +719,281 @@ def test_what_cannot_be_validated_is_one_clear_line(run, outputs, args, words):
     np.save("short.npy", np.arange(3))
     Path("objects.npy").write_bytes(npy_bytes(np.array([None])))
     assert_error(run("validate", *args), *words)
+
+
+def test_a_npz_file_holds_outputs_and_labels(run, outputs):
+    x, labels = outputs
+    np.savez("both.npz", logits=x, probabilities=pysoftmax.softmax(x), labels=labels)
+    np.savez_compressed("one.npz", x)
+    for args in (["both.npz", "--logits"], ["both.npz"]):
+        status, out, err = run("validate", *args)
+        assert (status, err) == (0, "")
+        assert "all in [0, 10)" in out
+    status, out, _ = run("validate", "one.npz", "--logits", "--labels", "both.npz")
+    assert status == 0
+    assert "all in [0, 10)" in out
+
+
+@pytest.mark.parametrize(
+    ("save", "words"),
+    [
+        (lambda: np.savez("x.npz", a=[1], b=[2]), ["no array probabilities", "but a, b"]),
+        (lambda: Path("x.npz").write_bytes(b"PK\x03\x04 and so on"), ["not a readable .npz file"]),
+        (lambda: np.savez("x.npz", probabilities=[None]), ["not a readable .npz file"]),
+    ],
+)
+def test_a_bad_npz_file_is_one_clear_line(run, outputs, save, words):
+    save()
+    assert_error(run("validate", "x.npz"), "x.npz", *words)
+
+
+# -- calibrate -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def digits(tmp_path, monkeypatch):
+    """Return the logits and labels of the digits, saved in the working directory."""
+    monkeypatch.chdir(tmp_path)
+    x, labels = demonstration.load_digits()
+    np.savez("digits.npz", logits=x, labels=labels)
+    for name, array in {"x": x, "labels": labels}.items():
+        np.save(f"{name}.npy", array)
+        np.savetxt(f"{name}.csv", array, delimiter=",", fmt="%.9g")
+    return x, labels
+
+
+@pytest.mark.parametrize(
+    "args",
+    [["digits.npz"], ["x.npy", "--labels", "labels.npy"], ["x.csv", "--labels", "labels.csv"]],
+)
+def test_calibrate_finds_the_temperature_of_the_function(run, digits, args):
+    x, labels = digits
+    expected = pysoftmax.fit_temperature(x, labels)
+    status, out, err = run("calibrate", *args, "--json")
+    assert (status, err) == (0, "")
+    found = json.loads(out)
+    assert found["temperature"] == pytest.approx(expected.temperature, rel=1e-6)
+    assert (found["converged"], found["at_bound"]) == (True, False)
+    before, after = pysoftmax.softmax(x), expected.apply(x)
+    for name, measure in {
+        "log-loss": pysoftmax.negative_log_likelihood,
+        "calibration error (ECE)": pysoftmax.expected_calibration_error,
+        "Brier score": pysoftmax.brier_score,
+    }.items():
+        pair = {"before": measure(before, labels), "after": measure(after, labels)}
+        assert found["measures"][name] == pytest.approx(pair, rel=1e-4)
+    assert found["measures"]["accuracy"]["before"] == pytest.approx(0.9444, abs=1e-4)
+
+
+def test_calibrate_writes_a_table_a_picture_and_probabilities(run, digits):
+    x, labels = digits
+    status, out, err = run("calibrate", "digits.npz", "--plot", "r.png", "--output", "p.npy")
+    assert (status, err) == (0, "")
+    assert out.startswith("temperature 8.28977\n")
+    assert "calibration error (ECE)  0.0499  0.0218\n" in out
+    assert_picture("r.png")
+    p = np.load("p.npy")
+    np.testing.assert_array_equal(p, pysoftmax.fit_temperature(x, labels).apply(x))
+    assert run("calibrate", "x.npy", "--labels", "labels.npy", "--output", "p.csv")[0] == 0
+    np.testing.assert_array_equal(np.loadtxt("p.csv", delimiter=",", dtype="f4"), p)
+
+
+def test_calibrate_along_another_axis(run, digits):
+    x, _ = digits
+    np.save("turned.npy", x.T)
+    status, out, _ = run("calibrate", "turned.npy", "--labels", "labels.npy", "--axis", 0)
+    assert status == 0
+    assert out == run("calibrate", "digits.npz")[1]
+
+
+def test_calibrate_by_vector_scaling(run, digits):
+    x, labels = digits
+    status, out, err = run("calibrate", "digits.npz", "--vector", "--json")
+    assert (status, err) == (0, "")
+    expected = pysoftmax.fit_vector_scaling(x, labels)
+    np.testing.assert_allclose(json.loads(out)["scale"], expected.scale, rtol=1e-12)
+    assert run("calibrate", "digits.npz", "--vector")[1].startswith("scales from 0.0")
+
+
+def test_data_that_tell_no_temperature_are_status_1_and_a_warning(run, digits):
+    x, _ = digits
+    np.save("sure.npy", x.argmax(axis=1))
+    status, out, err = run("calibrate", "x.npy", "--labels", "sure.npy")
+    assert status == 1
+    assert err.startswith("pysoftmax: warning: every label has the largest logit")
+    assert out.startswith("temperature 0.001\n")
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["absent.npy"], ["cannot read", "absent.npy"]),
+        (["x.npy"], ["x.npy has no labels", "--labels"]),
+        (["x.npy", "--labels", "short.npy"], ["labels must have the shape", "(3,)"]),
+        (["x.npy", "--labels", "large.npy"], ["labels[0] is 10", "[0, 10)"]),
+        (["x.npy", "--labels", "labels.npy", "--output", "-"], ["--output"]),
+        (["x.npy", "--labels", "labels.npy", "--plot", "no/x.png"], ["cannot write", "no/x.png"]),
+    ],
+)
+def test_what_cannot_be_calibrated_is_one_clear_line(run, digits, args, words):
+    np.save("short.npy", np.arange(3))
+    np.save("large.npy", np.full(899, 10))
+    assert_error(run("calibrate", *args), *words)
+
+
+def test_calibrate_without_matplotlib_says_which_extra_is_missing(run, digits, monkeypatch):
+    monkeypatch.setattr(cli, "find_spec", lambda name: None)
+    assert_error(run("calibrate", "digits.npz", "--plot", "x.png"), "pysoftmax[plot]")
+
+
+# -- monitor ---------------------------------------------------------------------------------
+
+
+def summary_of(p, **options):
+    monitor = pysoftmax.ConfidenceMonitor(10, **options)
+    monitor.update(p)
+    return monitor.total.to_dict()
+
+
+@pytest.fixture
+def stream(tmp_path, monkeypatch):
+    """Return probabilities that raise no alert, saved in the working directory."""
+    monkeypatch.chdir(tmp_path)
+    p = pysoftmax.softmax(normal(600, 10) / 3)
+    np.save("p.npy", p)
+    np.savetxt("p.csv", p, delimiter=",", fmt="%.9g")
+    np.save("sure.npy", pysoftmax.softmax(20 * normal(600, 10)))
+    return p
+
+
+def test_monitor_sums_up_a_stream(run, stream):
+    expected = summary_of(stream)
+    Path("twice.npy").write_bytes(2 * Path("p.npy").read_bytes())
+    for args in (["p.npy"], ["p.csv"]):
+        status, out, err = run("monitor", *args, "--json")
+        assert (status, err) == (0, "")
+        found = json.loads(out, parse_constant=pytest.fail)
+        assert found["total"]["count"] == 600
+        assert found["total"]["mean"] == pytest.approx(expected["mean"])
+        assert not any(alert["active"] for alert in found["alerts"])
+    for args in (["p.npy", "p.npy"], ["twice.npy"]):
+        found = json.loads(run("monitor", *args, "--json")[1])
+        assert (found["total"]["count"], found["total"]["mean"]) == (1200, expected["mean"])
+
+
+@pytest.mark.parametrize("name", ["p.npy", "p.csv"])
+def test_monitor_reads_batches_from_a_pipe(stream, name):
+    data = Path(name).read_bytes()
+    done = spawn("monitor", "--json", input=data + data)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert json.loads(done.stdout)["total"]["count"] == 1200
+
+
+def test_monitor_does_not_wait_for_more_lines(stream, tmp_path):
+    """What has come is counted although the pipe stays open."""
+    args = ["monitor", "--state", "s.json", "--high", "0.4", "--low", "0.1"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen([*PROGRAM, *args, "--window", "5000"], stdin=pipe, stderr=pipe) as run:
+        run.stdin.write(b"0.5,0.5\n" * 500)
+        run.stdin.flush()
+        assert b"mean_high raised" in run.stderr.readline()
+        run.send_signal(signal.SIGINT)
+        assert run.wait(timeout=30) == 130
+    assert json.loads(Path("s.json").read_text())["offered"] == 500
+
+
+def test_monitor_of_logits(run, stream):
+    np.save("x.npy", normal(600, 10))
+    status, out, _ = run("monitor", "x.npy", "--logits", "--temperature", 3, "--json")
+    expected = summary_of(pysoftmax.softmax(normal(600, 10), temperature=3.0))
+    assert (status, json.loads(out)["total"]) == (0, expected)
+    np.save("turned.npy", normal(600, 10).T)
+    args = ["--logits", "--temperature", 3, "--json", "--axis", 0]
+    assert json.loads(run("monitor", "turned.npy", *args)[1])["total"] == expected
+
+
+def test_an_alert_is_status_1_and_told_on_standard_error(run, stream):
+    status, out, err = run("monitor", "sure.npy")
+    assert status == 1
+    assert "mean_high" in out
+    assert "RAISED" in out
+    assert err.startswith("pysoftmax: alert mean_high raised: ")
+    assert run("monitor", "sure.npy", "--high", "0.9999999")[0] == 0
+
+
+def test_monitor_goes_on_from_its_state_and_measures_drift(run, stream):
+    for count in (600, 1200):
+        status, out, _ = run("monitor", "p.npy", "--state", "s.json", "--json")
+        assert (status, json.loads(out)["total"]["count"]) == (0, count)
+    status, out, _ = run("monitor", "sure.npy", "--reference", "s.json", "--json")
+    active = {alert["name"] for alert in json.loads(out)["alerts"] if alert["active"]}
+    assert status == 1
+    assert active >= {"psi", "ks"}
+    status, out, _ = run("monitor", "p.npy", "--reference", "s.json")
+    assert status == 0
+    assert " psi " in f" {out} ".replace("\n", " ")
+
+
+def test_monitor_writes_metrics_and_a_picture(run, stream):
+    args = ["--prometheus", "m.prom", "--plot", "m.png", "--window", 100, "--every", 2]
+    assert run("monitor", "p.npy", *args)[0] == 0
+    assert "pysoftmax_confidence_count 300.0\n" in Path("m.prom").read_text()
+    assert_picture("m.png")
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["absent.npy"], ["cannot read", "absent.npy"]),
+        (["empty.csv"], ["empty.csv is empty"]),
+        (["p.npy", "x3.npy"], ["x3.npy", "10 classes along axis 1", "(5, 3)"]),
+        (["p.npy", "--axis", "2"], ["p.npy", "(600, 10)", "axis 2"]),
+        (["rest.npy"], ["rest.npy, array 2", "not a readable .npy file"]),
+        (["names.csv"], ["names.csv, line 1, column 1", "--skip-header"]),
+        (["p.npy", "--high", "2"], ["high must be in [0, 1]"]),
+        (["p.npy", "--window", "5"], ["window must be at least 10"]),
+        (["p.npy", "--temperature", "2"], ["temperature divides logits"]),
+        (["p.npy", "--reference", "absent.json"], ["cannot read", "absent.json"]),
+        (["p.npy", "--reference", "p.csv"], ["p.csv is not JSON"]),
+        (["p.npy", "--reference", "list.json"], ["reference must be"]),
+        (["p.npy", "--state", "list.json"], ["list.json", "expected the state"]),
+        (["p.npy", "--state", "no/s.json"], ["cannot write", "no/s.json"]),
+    ],
+)
+def test_what_cannot_be_monitored_is_one_clear_line(run, stream, args, words):
+    Path("empty.csv").write_text("")
+    Path("names.csv").write_text("a,b\n1,0\n")
+    Path("list.json").write_text("[]")
+    np.save("x3.npy", np.full((5, 3), 1 / 3))
+    Path("rest.npy").write_bytes(Path("p.npy").read_bytes() + b"and more")
+    assert_error(run("monitor", *args), *words)
+
+
+@pytest.mark.parametrize("cut", [-1, 200, 50, 3])
+def test_a_pipe_that_ends_within_an_array_is_told(stream, cut):
+    data = Path("p.npy").read_bytes()
+    done = spawn("monitor", input=data + data[:cut])
+    assert done.returncode == 1
+    assert b"standard input, array 2" in done.stderr
+    assert done.stderr.count(b"\n") == 1
+
+
+def test_monitor_says_which_extras_are_missing(run, stream, monkeypatch):
+    monkeypatch.setattr(cli, "find_spec", lambda name: None)
+    assert_error(run("monitor", "p.npy", "--plot", "x.png"), "pysoftmax[plot]")
+    assert_error(run("monitor", "p.npy", "--prometheus", "x"), "pysoftmax[prometheus]")
+
+
+@pytest.mark.parametrize("rich", [False, True])
+def test_a_terminal_sees_a_live_line(stream, monkeypatch, capsys, rich):
+    if rich:
+        pytest.importorskip("rich")
+    else:
+        monkeypatch.setattr(cli, "find_spec", lambda name: None)
+    monkeypatch.setattr(_watch, "_LINE_SECONDS", 0)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert cli.main(["monitor", "p.npy", "p.npy"]) == 0
+    assert "1200 rows, confidence 0." in capsys.readouterr().err or rich
 
 
 # -- the terminal ----------------------------------------------------------------------------

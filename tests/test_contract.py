@@ -42,8 +42,9 @@ CALIBRATION = [
     "ReliabilityDisplay",
 ]
 VALIDATION = ["validate", "check_pairing", "Report"]
+MONITORING = ["ConfidenceMonitor"]
 DECISIONS = ["decide", "risk_coverage_curve", "top_k", "class_weight", "logit_adjust", "sample"]
-PUBLIC = [*NUMERICAL, *AROUND, *CALIBRATION, *DECISIONS, *VALIDATION, "__version__"]
+PUBLIC = [*NUMERICAL, *AROUND, *CALIBRATION, *DECISIONS, *MONITORING, *VALIDATION, "__version__"]
 
 # name(arguments), as documented; defaults included
 SIGNATURES = {
@@ -84,6 +85,8 @@ SIGNATURES = {
     "top_k": "(scores, k, *, axis=-1)",
     "class_weight": "(mode, labels, *, n_classes=None)",
     "logit_adjust": "(logits, prior, tau=1.0, *, axis=-1)",
+    "ConfidenceMonitor": "(n_classes, *, high=0.95, low=0.2, window=50_000, reference=None, "
+    "chance_corrected=False, n_bins=20, every=1, entropy_every=251, levels=None, min_rows=500)",
     "sample": "(logits, *, temperature=1.0, top_k=None, top_p=None, min_p=None, where=None, "
     "size=None, axis=-1, rng=None)",
 }
@@ -194,6 +197,13 @@ def counted(function):
         return function(*arguments, **options)
     return call
 
+update = ps.ConfidenceMonitor.update
+
+def counted_update(*arguments, **options):
+    called.add("ConfidenceMonitor")
+    return update(*arguments, **options)
+
+ps.ConfidenceMonitor.update = counted_update
 for name in ps.__all__:
     if callable(getattr(ps, name)):
         setattr(ps, name, counted(getattr(ps, name)))
@@ -202,6 +212,7 @@ from benchmarks import classifiers, times
 
 runs = [(getattr(times, name)(), ()) for name in times.FUNCTIONS]
 runs += [(classifiers.Time(), (name,)) for name in classifiers.FUNCTIONS]
+runs += [(classifiers.ConfidenceMonitor(), ())]
 timed = set()
 for benchmark, first in runs:
     parameters = [*first, *(values[0] for values in benchmark.params[len(first):])]
@@ -218,7 +229,9 @@ def test_every_public_function_has_a_benchmark():
     nothing_to_do(
         f"{name}: add it to FUNCTIONS in asv_bench/benchmarks/functions.py or classifiers.py"
         for name in public_functions()
-        if name not in AROUND and name not in timed and not inspect.isclass(getattr(ps, name))
+        if name not in AROUND
+        and name not in timed
+        and (name in MONITORING or not inspect.isclass(getattr(ps, name)))
     )
 
 

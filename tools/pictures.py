@@ -1,15 +1,16 @@
-"""Draw the pictures, and fill in the tables, that README.md and docs/performance.md show.
+"""Draw the pictures, and fill in the tables, that README.md and docs/*.md show.
 
 ``make pictures`` runs it. The figures come from docs/results/*.json, which ``make results``
 measures anew. A table stands between ``<!-- begin: name -->`` and ``<!-- end: name -->``.
 """
 
 import json
+import logging
 import re
 from itertools import cycle
 from pathlib import Path
 
-from pysoftmax import _files
+from pysoftmax import _files, demo
 from pysoftmax.bench import plot, report
 from pysoftmax.bench.results import Results
 
@@ -77,7 +78,37 @@ def draw_accuracy(file):
         figure.savefig(file, format="png", dpi=150)
 
 
-DRAWINGS = {"speed.png": draw_speed, "accuracy.png": draw_accuracy}
+def draw_monitor(file):
+    """The stream of docs/guide.md: calibrated, then not, then calibrated again."""
+    import matplotlib
+    import numpy as np
+    from matplotlib.figure import Figure
+
+    import pysoftmax as ps
+    from pysoftmax.demo import load_digits
+
+    logits, labels = load_digits()
+    temperature = ps.fit_temperature(logits[::2], labels[::2]).temperature
+    reference = ps.ConfidenceMonitor(10)
+    reference.update(logits=logits[1::2], temperature=temperature)
+    monitor = ps.ConfidenceMonitor(10, high=0.98, window=10_000, reference=reference)
+    logging.getLogger("pysoftmax.monitoring").setLevel(logging.ERROR)
+    rng = np.random.default_rng(0)
+    for hour in range(60):
+        batch = logits[1::2][rng.integers(0, 449, 1000)]
+        monitor.update(logits=batch, temperature=1.0 if 20 <= hour < 40 else temperature)
+    with matplotlib.rc_context(plot.STYLE):
+        figure = Figure(figsize=(8, 3.6), layout="constrained")
+        monitor.plot(figure.subplots())
+        figure.savefig(file, format="png", dpi=120)
+
+
+DRAWINGS = {
+    "speed.png": draw_speed,
+    "accuracy.png": draw_accuracy,
+    "reliability.png": demo.draw,
+    "monitor.png": draw_monitor,
+}
 
 
 # -- tables --------------------------------------------------------------------------------

@@ -50,3 +50,17 @@ class Time(_Timed):
         if function == "validate":
             arguments, options = arguments[:1], {"labels": labels}
         self.prepare(functools.partial(common.public(function), *arguments, **options))
+
+
+class ConfidenceMonitor(_Timed):
+    """A batch of probabilities, of which every so many-th row is looked at."""
+
+    params = [DTYPES, [(1, 10), (1024, 100), (1024, 1000), (64, 32_000)], [1, 7, 31]]
+    param_names = ["dtype", "shape", "every"]
+
+    def setup(self, dtype, shape, every):
+        options = {"every": every, "min_rows": 10**9}  # no alerts
+        monitor = common.public("ConfidenceMonitor")(shape[1], **options)
+        self.prepare(
+            functools.partial(monitor.update, common.public("softmax")(common.normal(shape, dtype)))
+        )

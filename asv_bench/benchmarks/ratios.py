@@ -3,6 +3,8 @@
 import functools
 import importlib
 
+import numpy as np
+
 from . import common
 from .common import DTYPES
 from .functions import FUNCTIONS, one_each
@@ -59,3 +61,24 @@ globals().update(
         },
     )
 )
+
+
+class ConfidenceMonitor:
+    """A batch in a monitor, over the softmax that it watches: below 0.15 is the aim."""
+
+    params = [DTYPES, [(1024, 10), (1024, 100), (1024, 1000), (64, 32_000)], [1, 7, 31]]
+    param_names = ["dtype", "shape", "every"]
+    unit = "of the softmax's time"
+    version = "1"
+
+    def setup(self, dtype, shape, every):
+        x = common.normal(shape, dtype)
+        softmax = common.public("softmax")
+        monitor = common.public("ConfidenceMonitor")(
+            shape[1], every=every, min_rows=10**9
+        )  # no alerts
+        self.ours = functools.partial(monitor.update, softmax(x))
+        self.theirs = functools.partial(softmax, x, out=np.empty_like(x))
+
+    def track_ratio(self, *_):
+        return common.ratio(self.ours, self.theirs)

@@ -1,0 +1,223 @@
+"""What is known of the confidence of some rows: whole numbers, whose sums are exact.
+
+A confidence is rounded to a multiple of 2^-48, which holds every float32 that is at least 2^-24,
+and its square is not rounded at all. Additions of whole numbers can be exchanged: mean and
+standard deviation have the same bits in whatever parts and order the rows were counted, and
+nothing cancels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pysoftmax._rows import SLACK
+
+Floats = NDArray[np.float64]
+
+BUFFER = 4096  # rows counted at a time, at most
+
+_BITS = 48  # of a number; two halves of 24, whose products of 4096 rows fit into 64
+_HALF = _BITS // 2
+
+
+class Drift(NamedTuple):
+    """How far the recent rows are from the reference: what `ConfidenceMonitor.drift` returns.
+
+    Attributes
+    ----------
+    psi : float
+        Population stability index of the histograms, ``sum((p - q) * log(p / q))``; at least
+        0. By custom, up to 0.1 is none and above 0.25 much (Siddiqi, Credit Risk Scorecards,
+        Wiley 2006). Half a row is added to each bin, so that none is empty.
+    ks : float
+        Kolmogorov-Smirnov distance: the largest difference of the shares up to an edge of the
+        histogram, in [0, 1]. Between the edges the distance can be larger.
+    class_shift : float
+        Total variation distance of the shares of the predicted classes, in [0, 1]: the share
+        of rows that would have to change class.
+    """
+
+    psi: float
+    ks: float
+    class_shift: float
+
+
+class Cuts(NamedTuple):
+    """What confidences are compared with."""
+
+    lowest: float
+    low: float
+    high: float
+
+
+def _whole(values: Floats) -> NDArray[np.int64]:
+    """Numbers in units of 2^-48."""
+    return np.rint(values * 2.0**_BITS).astype(np.int64)
+
+
+class Moments:
+    """Count, sum and sum of squares of numbers in [0, 1.01], all exact."""
+
+    def __init__(self, n: int = 0, first: int = 0, second: int = 0) -> None:
+        self.n, self.first, self.second = n, first, second
+
+    def see(self, whole: NDArray[np.int64]) -> None:
+        """Add at most `BUFFER` numbers, in units of 2^-48."""
+        high, low = whole >> _HALF, whole & ((1 << _HALF) - 1)
+        self.n += len(whole)
+        self.first += int(whole.sum())
+        self.second += (int(high @ high) << _BITS) + (int(high @ low) << (_HALF + 1))
+        self.second += int(low @ low)
+
+    def add(self, other: Moments) -> None:
+        self.n += other.n
+        self.first += other.first
+        self.second += other.second
+
+    @property
+    def mean(self) -> float:
+        return self.first / (self.n << _BITS) if self.n else math.nan
+
+    @property
+    def std(self) -> float:
+        if not self.n:
+            return math.nan
+        # Whole numbers of any length, rounded once by the division and once by the root.
+        return math.sqrt((self.n * self.second - self.first**2) / (self.n**2 << 2 * _BITS))
+
+
+class Counts:
+    """All that is known of some rows."""
+
+    def __init__(self, n_classes: int, n_bins: int) -> None:
+        self.nan = self.invalid = self.above = self.below = 0
+        self.confidence, self.entropy = Moments(), Moments()
+        self.histogram = np.zeros(n_bins, np.int64)
+        self.classes = np.zeros(n_classes, np.int64)
+
+    @property
+    def rows(self) -> int:
+        """How many rows there were, whatever was in them."""
+        return self.confidence.n + self.nan + self.invalid
+
+    def see(self, confidence: Floats, labels: NDArray[np.int64], entropy: Floats, c: Cuts) -> None:
+        """Count rows; `entropy` is NaN where it was not measured."""
+        # Comparisons with NaN are false, as is what they are part of.
+        if not (confidence.min() >= c.lowest and confidence.max() <= 1 + SLACK):
+            valid = (confidence >= c.lowest) & (confidence <= 1 + SLACK)
+            nan = int(np.isnan(confidence).sum())
+            self.nan += nan
+            self.invalid += len(valid) - int(valid.sum()) - nan
+            confidence, labels, entropy = confidence[valid], labels[valid], entropy[valid]
+        whole = _whole(confidence)
+        self.confidence.see(whole)
+        self.above += int(np.count_nonzero(confidence > c.high))
+        self.below += int(np.count_nonzero(confidence < c.low))
+        n_bins = len(self.histogram)
+        # ceil(confidence * n_bins) - 1 in whole numbers; what is above 1 is in the last.
+        bins = np.minimum((whole * n_bins - 1) >> _BITS, n_bins - 1)
+        self.histogram += np.bincount(bins, minlength=n_bins)
+        if len(self.classes) <= BUFFER:
+            self.classes += np.bincount(labels, minlength=len(self.classes))
+        else:
+            np.add.at(self.classes, labels, 1)
+        measured = entropy[~np.isnan(entropy)]
+        if len(measured):
+            self.entropy.see(_whole(measured))
+
+    def add(self, other: Counts) -> Counts:
+        for name in ("nan", "invalid", "above", "below"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.confidence.add(other.confidence)
+        self.entropy.add(other.entropy)
+        self.histogram += other.histogram
+        self.classes += other.classes
+        return self
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "nan": self.nan,
+            "invalid": self.invalid,
+            "above": self.above,
+            "below": self.below,
+            "confidence": [self.confidence.n, self.confidence.first, self.confidence.second],
+            "entropy": [self.entropy.n, self.entropy.first, self.entropy.second],
+            "histogram": self.histogram.tolist(),
+            "classes": self.classes.tolist(),
+        }
+
+    @classmethod
+    def from_dict(cls, data: Any, n_classes: int, n_bins: int, place: str) -> Counts:
+        """What `to_dict` made, or ValueError that says what is wrong with it."""
+        counts = cls(n_classes, n_bins)
+        data = mapping(data, place, list(counts.to_dict()))
+        for name in ("nan", "invalid", "above", "below"):
+            setattr(counts, name, naturals([data[name]], 1, f"{place}.{name}")[0])
+        for name in ("confidence", "entropy"):
+            setattr(counts, name, Moments(*naturals(data[name], 3, f"{place}.{name}")))
+        for name, length in (("histogram", n_bins), ("classes", n_classes)):
+            numbers = naturals(data[name], length, f"{place}.{name}")
+            if max(numbers) >= 2**63:
+                raise ValueError(f"state: expected numbers below 2^63 in {place}.{name}")
+            setattr(counts, name, np.array(numbers, np.int64))
+        n, first, second = (data["confidence"][k] for k in range(3))
+        if not (
+            n == counts.histogram.sum() == counts.classes.sum()
+            and max(counts.above, counts.below, counts.entropy.n) <= n
+            and n * second >= first**2
+        ):
+            raise ValueError(f"state: the counts in {place} do not agree with each other")
+        return counts
+
+
+# ------------------------------------------------------------------------------------ drift
+
+
+def drift(recent: Counts, reference: Counts) -> Drift:
+    if not recent.confidence.n:
+        return Drift(math.nan, math.nan, math.nan)
+    p, q = (
+        (counts.histogram + 0.5) / (counts.confidence.n + 0.5 * len(counts.histogram))
+        for counts in (recent, reference)
+    )
+    below = (counts.histogram.cumsum() / counts.confidence.n for counts in (recent, reference))
+    shares = (counts.classes / counts.confidence.n for counts in (recent, reference))
+    return Drift(
+        psi=float(((p - q) * np.log(p / q)).sum()),
+        ks=float(abs(next(below) - next(below)).max()),
+        class_shift=float(abs(next(shares) - next(shares)).sum() / 2),
+    )
+
+
+# ------------------------------------------------------------------- what comes from a file
+
+
+def mapping(data: Any, place: str, keys: list[str]) -> Mapping[str, Any]:
+    if not isinstance(data, Mapping):
+        raise ValueError(f"state: expected a dict in {place}, got {type(data).__name__}")
+    if missing := [key for key in keys if key not in data]:
+        raise ValueError(f"state: {place} lacks {', '.join(missing)}")
+    return data
+
+
+def sequence(data: Any, place: str, longest: int) -> list[Any]:
+    if not isinstance(data, list | tuple) or len(data) > longest:
+        raise ValueError(
+            f"state: expected a list of at most {longest} in {place}, got {data!r:.60}"
+        )
+    return list(data)
+
+
+def naturals(data: Any, length: int, place: str) -> list[int]:
+    """A list of so many whole numbers that are not negative."""
+    good = isinstance(data, list | tuple) and len(data) == length
+    if not good or not all(type(each) is int and each >= 0 for each in data):
+        raise ValueError(
+            f"state: expected {length} whole numbers >= 0 in {place}, got {data!r:.60}"
+        )
+    return list(data)

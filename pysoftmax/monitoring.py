@@ -1,0 +1,976 @@
+"""An eye on the confidence of a classifier in production: `ConfidenceMonitor`.
+
+The confidence of a row is its largest probability. What a monitor knows are counts and exact sums
+(`_confidence.py`), in memory that does not grow with the rows.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import operator
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pysoftmax import _arguments as check
+from pysoftmax import _extras
+from pysoftmax._confidence import BUFFER, Counts, Cuts, Drift, drift, mapping, naturals, sequence
+from pysoftmax._dispatch import backend_of
+from pysoftmax._labelled import host
+from pysoftmax._monitor_views import Collector, Point, draw
+from pysoftmax._rows import LARGE_BLOCK, SLACK, classes_last
+from pysoftmax._softmax import softmax
+from pysoftmax.backends import Array, Backend
+from pysoftmax.backends import numpy as numpy_backend
+
+__all__ = ["LEVELS", "Alert", "ConfidenceMonitor", "ConfidenceSummary", "Drift"]
+
+Floats = NDArray[np.float64]
+
+_logger = logging.getLogger(__name__)
+
+PIECES = 10  # that a window consists of
+# Elements of a block that is small, of which many are taken in together, and of these.
+_SMALL, _KEPT = 1 << 15, 1 << 17
+_PLAIN = "fd"  # dtypes that are taken in as they are: float32, float64
+_POINTS = 500  # of the past that are kept for a picture
+
+FORMAT, VERSION = "pysoftmax.ConfidenceMonitor", 1
+
+# Alert -> raised beyond the first, cleared once back at the second. Those of the mean confidence,
+# which depend on `high` and `low`, are added by a monitor.
+LEVELS = {
+    "too_confident": (0.95, 0.90),
+    "too_uncertain": (0.20, 0.10),
+    "invalid": (0.0, 0.0),
+    "class_shift": (0.20, 0.10),
+    "psi": (0.25, 0.10),
+    "ks": (0.20, 0.10),
+}
+_MARGIN = 0.02  # between raising and clearing an alert of the mean confidence
+_DRIFT = ("class_shift", "psi", "ks")
+# The distance of the class shares of n rows to those that they come from is about
+# 0.4 sqrt(K / n) by chance alone: with so many, less than what clears the alert.
+_ROWS_PER_CLASS = 20
+
+
+@dataclass(frozen=True)
+class Alert:
+    """An alert, and what it looks at.
+
+    Parameters
+    ----------
+    name : str
+        One of `LEVELS`, "mean_high" or "mean_low".
+    active : bool
+        Whether it is raised.
+    value : float
+        What it looks at, of the recent rows.
+    raise_at, clear_at : float
+        It is raised once the value is beyond the first, and cleared once that is back at the
+        second. If the first is the lower one, beyond is below.
+    """
+
+    name: str
+    active: bool
+    value: float
+    raise_at: float
+    clear_at: float
+
+
+@dataclass(frozen=True, eq=False)
+class ConfidenceSummary:
+    """What is known of some rows: ``monitor.total`` or ``monitor.recent``.
+
+    Parameters
+    ----------
+    count : int
+        Rows of which the following tells; without those that are NaN or invalid.
+    n_nan : int
+        Rows with a NaN.
+    n_invalid : int
+        Rows whose largest entry cannot be that of a distribution: above 1 or below 1 divided
+        by the number of classes, by more than 1%.
+    mean, std : float
+        Of the confidence; the standard deviation as `numpy.std` has it. NaN without rows, as
+        all that follows.
+    chance_corrected : float
+        ``(mean - 1/K) / (1 - 1/K)`` for K classes: 0 if all classes are equally probable.
+    share_above, share_below : float
+        Shares of the rows whose confidence is above `high`, and below `low`.
+    n_entropy : int
+        Rows whose entropy was measured.
+    entropy, normalized_entropy : float
+        Mean of ``-sum(p * log(p))`` in nats, and the same over ``log(K)``, in [0, 1].
+    histogram : ndarray of int64, shape (n_bins,)
+        Rows by confidence, in equal bins of [0, 1] that include their upper edge.
+    class_shares : ndarray of float64, shape (n_classes,)
+        How often each class was the most probable one.
+    """
+
+    count: int
+    n_nan: int
+    n_invalid: int
+    mean: float
+    std: float
+    chance_corrected: float
+    share_above: float
+    share_below: float
+    n_entropy: int
+    entropy: float
+    normalized_entropy: float
+    histogram: NDArray[np.int64]
+    class_shares: Floats
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same for JSON: arrays as lists, and None for NaN."""
+
+        def plain(value: Any) -> Any:
+            if isinstance(value, np.ndarray):
+                return [plain(each) for each in value.tolist()]
+            return None if value != value else value
+
+        return {name: plain(value) for name, value in vars(self).items()}
+
+
+class ConfidenceMonitor:
+    """Streaming statistics of the confidence of a classifier, with alerts and drift.
+
+    `update` may be called from any number of threads, with batches of any size. Memory is
+    constant: it depends on the numbers of classes and bins, not on the rows.
+
+    Parameters
+    ----------
+    n_classes : int
+        K, at least 2.
+    high, low : float, default 0.95 and 0.20
+        Confidences above which a row is called too confident, and below which too uncertain;
+        also what the alerts of the mean look at. As no confidence is below 1/K, a `low` of
+        0.20 can tell nothing of 5 classes or fewer: see `chance_corrected`.
+    window : int, default 50000
+        How many recent rows the alerts look at. They are counted in ten pieces, of which the
+        oldest is dropped as a whole: nine to ten tenths of `window` are looked at.
+    reference : ConfidenceMonitor or dict, optional
+        A monitor, or its `state_dict`, whose total the recent rows are compared with.
+    chance_corrected : bool, default False
+        Whether `high` and `low` are chance-corrected confidences, (c - 1/K) / (1 - 1/K), which
+        run from 0 to 1 for any number of classes.
+    n_bins : int, default 20
+        Of the histogram.
+    every : int, default 1
+        Look at every so many-th row of the stream, for less time: 7 costs about a tenth of the
+        softmax of 1000 classes (docs/guide.md). A prime number meets no period of the stream.
+    entropy_every : int, default 251
+        Measure the entropy of every so many-th of these rows, which costs a logarithm for
+        each class. 0 for none.
+    levels : dict, optional
+        Where alerts are raised and cleared, by name, in place of `LEVELS`: for instance
+        ``{"psi": (0.3, 0.2)}``.
+    min_rows : int, default 500
+        No alert is raised or cleared as long as the window has fewer rows: their statistics
+        would be noise.
+
+    See Also
+    --------
+    fit_temperature : Confidence that means what it says.
+
+    Notes
+    -----
+    The confidence is rounded to 2^-48; the sums are exact. So the statistics are the same, bit
+    for bit, however rows are split into batches or shared among monitors that are merged
+    (`every` and `entropy_every` being 1; otherwise other rows are looked at).
+
+    An alert is judged whenever a tenth of the window is complete, and by `alerts`. It is
+    raised once its value is beyond one level and cleared once that is back at another, so
+    that it does not flutter. The logger "pysoftmax.monitoring" gets a warning when one is
+    raised, and an info when it is cleared.
+
+    ============== ================================================== ============ ==========
+    alert          value, of the recent rows                          raised       cleared
+    ============== ================================================== ============ ==========
+    mean_high      mean confidence                                    above high   high - 0.02
+    mean_low       mean confidence                                    below low    low + 0.02
+    too_confident  share above `high`                                 above 0.95   0.90
+    too_uncertain  share below `low`                                  above 0.20   0.10
+    invalid        share of NaN and invalid rows                      above 0      0
+    class_shift    `Drift.class_shift`                                above 0.20   0.10
+    psi            `Drift.psi`                                        above 0.25   0.10
+    ks             `Drift.ks`                                         above 0.20   0.10
+    ============== ================================================== ============ ==========
+
+    Examples
+    --------
+    >>> from pysoftmax import ConfidenceMonitor, softmax
+    >>> monitor = ConfidenceMonitor(3)
+    >>> monitor.update(softmax([[4.0, 1.0, 0.0], [0.0, 0.5, 0.0]]))
+    >>> monitor.update(logits=[[0.0, 9.0, 1.0]])
+    >>> monitor.total.count, round(monitor.total.mean, 4), monitor.total.class_shares.round(2)
+    (3, 0.7959, array([0.33, 0.67, 0.  ]))
+    """
+
+    def __init__(
+        self,
+        n_classes: int,
+        *,
+        high: float = 0.95,
+        low: float = 0.20,
+        window: int = 50_000,
+        reference: ConfidenceMonitor | Mapping[str, Any] | None = None,
+        chance_corrected: bool = False,
+        n_bins: int = 20,
+        every: int = 1,
+        entropy_every: int = 251,
+        levels: Mapping[str, tuple[float, float]] | None = None,
+        min_rows: int = 500,
+    ) -> None:
+        self.n_classes = _at_least(2, "n_classes", n_classes)
+        self.high = check.check_real("high", high, 0, 1)
+        self.low = check.check_real("low", low, 0, 1)
+        if not self.low < self.high:
+            raise ValueError(f"low must be below high, got {low} and {high}")
+        self.window = _at_least(PIECES, "window", window)
+        self.chance_corrected = bool(chance_corrected)
+        self.n_bins = _at_least(2, "n_bins", n_bins)
+        self.every = _at_least(1, "every", every)
+        self.entropy_every = _at_least(0, "entropy_every", entropy_every)
+        self.min_rows = _at_least(1, "min_rows", min_rows)
+        if self.n_bins > 1 << 12:
+            raise ValueError(f"n_bins must be at most 4096, got {n_bins}")
+        self.levels = self._levels(levels or {})
+        chance, rest = (1 / self.n_classes, 1 - 1 / self.n_classes)
+        low, high = (
+            chance + cut * rest if self.chance_corrected else cut for cut in (self.low, self.high)
+        )
+        self._cuts = Cuts((1 - SLACK) * chance, low, high)
+        self._reference = None if reference is None else self._reference_of(reference)
+        self._lock = threading.Lock()
+        self._clear()
+
+    def _levels(self, given: Mapping[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
+        levels = {
+            "mean_high": (self.high, self.high - _MARGIN),
+            "mean_low": (self.low, self.low + _MARGIN),
+            **LEVELS,
+        }
+        for name, pair in given.items():
+            if name not in levels:
+                raise ValueError(f"levels must be of {', '.join(levels)}, got {name!r}")
+            if len(pair) != 2:
+                raise ValueError(
+                    f"levels[{name!r}] must be two numbers, where to raise and where to clear, "
+                    f"got {pair!r}"
+                )
+            raised, cleared = (
+                check.check_real(f"levels[{name!r}]", level, -math.inf, math.inf) for level in pair
+            )
+            if (cleared < raised) if name == "mean_low" else (raised < cleared):
+                raise ValueError(
+                    f"levels[{name!r}]: expected what clears the alert not to be beyond what "
+                    f"raises it, got {pair}"
+                )
+            levels[name] = raised, cleared
+        return levels
+
+    def _clear(self) -> None:
+        self._offered = 0
+        self._done = self._none()
+        self._pieces: deque[Counts] = deque(maxlen=PIECES - 1)
+        self._current = self._none()
+        self._history: deque[Point] = deque(maxlen=_POINTS)
+        self._active: set[str] = set()
+        self._news: list[Alert] = []
+        self._pushed = self._waiting = self._pending = 0
+        # A piece of the window, or an equal part of one: alerts come in time.
+        size = math.ceil(self._piece / math.ceil(self._piece / BUFFER))
+        self._rows = np.empty((min(size, _KEPT // self.n_classes), self.n_classes), np.float32)
+        self._confidences = np.empty(size)
+        self._labels = np.empty(size, np.int64)
+        self._entropies = np.full(size, math.nan)
+        self._sampled: list[tuple[int, NDArray[Any]]] = []  # rows whose entropy is due
+
+    def _none(self) -> Counts:
+        return Counts(self.n_classes, self.n_bins)
+
+    def __repr__(self) -> str:
+        return f"<ConfidenceMonitor of {self.n_classes} classes, {self.total.count} rows>"
+
+    # ---------------------------------------------------------------------------- watching
+
+    def update(
+        self,
+        probabilities: Any = None,
+        *,
+        logits: Any = None,
+        axis: int = -1,
+        temperature: Any = 1.0,
+    ) -> None:
+        """Take in a batch of probabilities, or of logits.
+
+        Parameters
+        ----------
+        probabilities : array_like
+            Of each class along `axis`, dtypes as for `softmax`. That rows add up to 1 is not
+            checked (`validate` does), only that their largest entry can be that of a
+            distribution. Rows for which it cannot be are counted apart.
+        logits : array_like
+            In place of `probabilities`, whose softmax is then computed of the rows that are
+            looked at.
+        axis : int, default -1
+            The classes.
+        temperature : float or array_like, default 1.0
+            What the logits are divided by, as for `softmax`.
+
+        Raises
+        ------
+        ValueError
+            Unless there are either probabilities or logits, with `n_classes` along `axis` and
+            without masked entries; for a temperature that `softmax` refuses, or that comes
+            with probabilities.
+        TypeError, numpy.exceptions.AxisError
+            As `softmax`.
+
+        Examples
+        --------
+        >>> from pysoftmax import ConfidenceMonitor
+        >>> monitor = ConfidenceMonitor(2)
+        >>> monitor.update([[0.9, 0.1], [float("nan"), 0.5], [3.0, -1.0]])
+        >>> monitor.total.count, monitor.total.n_nan, monitor.total.n_invalid
+        (1, 1, 1)
+        """
+        if (probabilities is None) == (logits is None):
+            raise ValueError("expected either probabilities or logits")
+        if logits is None and not (isinstance(temperature, int | float) and temperature == 1):
+            raise ValueError("temperature divides logits: give these, or no temperature")
+        backend, rows, axis = self._given(probabilities, logits, axis)
+        divisor: Any = 1.0
+        if logits is not None:
+            shape = check.reduced_shape(np.shape(rows), (axis,))
+            divisor = check.check_temperature(backend, temperature, shape)
+        if axis != 1 or rows.ndim != 2:
+            rows = classes_last(backend, rows, axis)
+        n = math.prod(rows.shape[:-1])
+        with self._lock:
+            position = self._offered
+            self._offered += n
+        begin = 0
+        small = rows.ndim == 2 and rows.size <= LARGE_BLOCK
+        for block in (rows,) if small else _blocks(rows):
+            skip = -(position + begin) % self.every
+            watched = block[skip :: self.every]
+            if logits is not None:
+                degrees = divisor
+                if not isinstance(divisor, float):
+                    end = begin + len(block)
+                    degrees = divisor.reshape(-1)[begin:end][skip :: self.every]
+                watched = softmax(watched, temperature=degrees)
+            if len(watched):
+                self._watch(backend, watched)
+            begin += len(block)
+
+    def _given(self, probabilities: Any, logits: Any, axis: Any) -> tuple[Backend, Array, int]:
+        """What is given, as an array of a backend with the right number of classes."""
+        name, values = "probabilities", probabilities
+        if probabilities is None:
+            name, values = "logits", logits
+        plain = type(values) is np.ndarray and values.dtype.char in _PLAIN
+        backend: Backend = numpy_backend if plain else backend_of(**{name: values})
+        array = values
+        if not plain:
+            array = check.unmasked(
+                backend,
+                name,
+                values,
+                "for a class that takes no part give the logit -inf or the probability 0",
+            )
+            check.result_dtype(array.dtype)
+        axis = check.normalize_axis(axis, array.ndim)
+        if array.shape[axis] != self.n_classes:
+            raise ValueError(
+                f"{name} must have {self.n_classes} classes along axis {axis}, "
+                f"got shape {array.shape}"
+            )
+        return backend, array, axis
+
+    def _watch(self, backend: Backend, block: Array) -> None:
+        """Take rows of probabilities in: large blocks at once, small ones together with others."""
+        if block.dtype.char not in _PLAIN:
+            block = block.astype(check.summing_dtype(check.result_dtype(block.dtype)))
+        small = block.size <= _SMALL and len(block) <= len(self._rows)
+        if small and isinstance(block, np.ndarray):
+            with self._lock:
+                self._keep(block)
+        else:
+            block = backend.namespace.ascontiguousarray(block)
+            confidence, labels = _top(backend.namespace, block)
+            with self._lock:
+                self._settle()
+                self._push(host(confidence), host(labels), block)
+        if self._news:
+            self._tell()
+
+    def _keep(self, block: NDArray[Any]) -> None:
+        """Copy a few rows, to be taken in later."""
+        end = self._waiting + len(block)
+        if end > len(self._rows) or block.dtype != self._rows.dtype:
+            self._settle()
+            end = len(block)
+            if block.dtype != self._rows.dtype:
+                self._rows = np.empty(self._rows.shape, block.dtype)
+        self._rows[self._waiting : end] = block
+        self._waiting = end
+        if end == len(self._rows):
+            self._settle()
+
+    def _settle(self) -> None:
+        """Take in the rows that were kept."""
+        if self._waiting:
+            rows = self._rows[: self._waiting]
+            self._waiting = 0
+            self._push(*_top(np, rows), rows)
+
+    def _push(self, confidence: NDArray[Any], labels: NDArray[Any], block: Array) -> None:
+        """Put what was found of a block's rows into the buffer; count it when it is full."""
+        begin = 0
+        skip = -self._pushed % self.entropy_every if self.entropy_every else len(labels)
+        self._pushed += len(labels)
+        while begin < len(labels):
+            n = min(len(self._labels) - self._pending, len(labels) - begin)
+            into, part = slice(self._pending, self._pending + n), slice(begin, begin + n)
+            self._confidences[into] = confidence[part]
+            self._labels[into] = labels[part]
+            while skip < begin + n:
+                self._sampled.append((self._pending + skip - begin, host(block[skip]).copy()))
+                skip += self.entropy_every
+            self._pending += n
+            begin += n
+            if self._pending == len(self._labels):
+                self._flush()
+
+    def _tell(self) -> None:
+        """Log what happened, without the lock: a handler may ask the monitor."""
+        with self._lock:
+            news, self._news = self._news, []
+        for alert in news:
+            values = alert.name, alert.value
+            if alert.active:
+                _logger.warning("alert %s raised: %.4g is beyond %g", *values, alert.raise_at)
+            else:
+                _logger.info("alert %s cleared: %.4g is back at %g", *values, alert.clear_at)
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        """Hold the lock, with an empty buffer."""
+        with self._lock:
+            self._count()
+            yield
+        self._tell()
+
+    def _count(self) -> None:
+        """Count all rows that wait."""
+        self._settle()
+        self._flush()
+
+    def _flush(self) -> None:
+        """Count the rows in the buffer, piece by piece of the window."""
+        begin, size = 0, self._piece
+        places = [place for place, _ in self._sampled]
+        if places:
+            self._entropies[places] = _normalized_entropy([row for _, row in self._sampled])
+        while begin < self._pending:
+            n = min(self._pending - begin, max(size - self._current.rows, 1))
+            part = slice(begin, begin + n)
+            self._current.see(
+                self._confidences[part], self._labels[part], self._entropies[part], self._cuts
+            )
+            begin += n
+            if self._current.rows >= size:
+                self._judge()
+                self._remember()
+        self._entropies[places] = math.nan
+        self._sampled.clear()
+        self._pending = 0
+
+    @property
+    def _piece(self) -> int:
+        return self.window // PIECES
+
+    def _remember(self) -> None:
+        """Close a piece of the window, and begin another."""
+        self._history.append(self._point())
+        self._done.add(self._current)
+        self._pieces.append(self._current)
+        self._current = self._none()
+
+    def _point(self) -> Point:
+        """The newest piece, as it is drawn."""
+        piece, n = self._current, self._current.confidence.n
+        alerts = tuple(sorted(self._active))
+        if not n:
+            return Point(time.time(), piece.rows, None, None, None, None, alerts)
+        mean, std = piece.confidence.mean, piece.confidence.std
+        return Point(time.time(), piece.rows, mean, std, piece.above / n, piece.below / n, alerts)
+
+    # ---------------------------------------------------------------------------- reading
+
+    @property
+    def total(self) -> ConfidenceSummary:
+        """All rows, as a `ConfidenceSummary`."""
+        return self._read(self._all)
+
+    @property
+    def recent(self) -> ConfidenceSummary:
+        """The rows in the window, as a `ConfidenceSummary`."""
+        return self._read(self._last)
+
+    def _read(self, counts: Callable[[], Counts]) -> ConfidenceSummary:
+        with self._counted():
+            return self._summary(counts())
+
+    def _all(self) -> Counts:
+        return self._none().add(self._done).add(self._current)
+
+    def _last(self) -> Counts:
+        counts = self._none().add(self._current)
+        for piece in self._pieces:
+            counts.add(piece)
+        return counts
+
+    def _summary(self, counts: Counts) -> ConfidenceSummary:
+        n = counts.confidence.n
+        chance = 1 / self.n_classes
+        mean = counts.confidence.mean
+        normalized = counts.entropy.mean
+        shares = np.full(self.n_classes, math.nan) if n == 0 else counts.classes / n
+        return ConfidenceSummary(
+            count=n,
+            n_nan=counts.nan,
+            n_invalid=counts.invalid,
+            mean=mean,
+            std=counts.confidence.std,
+            chance_corrected=(mean - chance) / (1 - chance),
+            share_above=counts.above / n if n else math.nan,
+            share_below=counts.below / n if n else math.nan,
+            n_entropy=counts.entropy.n,
+            entropy=normalized * math.log(self.n_classes),
+            normalized_entropy=normalized,
+            histogram=counts.histogram.copy(),
+            class_shares=shares,
+        )
+
+    def drift(self) -> Drift:
+        """How far the recent rows are from the reference.
+
+        Returns
+        -------
+        Drift
+            Named tuple ``(psi, ks, class_shift)``; NaN if there are no recent rows.
+
+        Raises
+        ------
+        ValueError
+            Without a reference.
+
+        Examples
+        --------
+        >>> from pysoftmax import ConfidenceMonitor
+        >>> before = ConfidenceMonitor(2)
+        >>> before.update([[0.9, 0.1], [0.2, 0.8], [0.7, 0.3], [0.1, 0.9]])
+        >>> monitor = ConfidenceMonitor(2, reference=before.state_dict())
+        >>> monitor.update([[0.6, 0.4], [0.9, 0.1]])
+        >>> monitor.drift().class_shift, monitor.drift().ks
+        (0.5, 0.5)
+        """
+        if self._reference is None:
+            raise ValueError("drift needs a reference: give one to the monitor")
+        with self._counted():
+            return drift(self._last(), self._reference)
+
+    # ----------------------------------------------------------------------------- alerts
+
+    def alerts(self) -> list[Alert]:
+        """Judge the recent rows, and return all alerts, raised or not.
+
+        Returns
+        -------
+        list of Alert
+            In the order of the table above; those of drift only if there is a reference. The
+            value is NaN, and the alert stays as it is, as long as there are too few rows:
+            `min_rows`, and for "class_shift" also 20 for each class.
+
+        Examples
+        --------
+        >>> from pysoftmax import ConfidenceMonitor
+        >>> monitor = ConfidenceMonitor(2, min_rows=2)
+        >>> monitor.update([[0.999, 0.001], [0.002, 0.998]])
+        >>> [alert.name for alert in monitor.alerts() if alert.active]
+        ['mean_high', 'too_confident']
+        """
+        with self._counted():
+            return self._judge()
+
+    def _judge(self) -> list[Alert]:
+        """Raise and clear alerts."""
+        counts = self._last()
+        values = dict.fromkeys(self.levels, math.nan)
+        n = counts.confidence.n
+        if counts.rows >= self.min_rows:
+            values["invalid"] = 1 - n / counts.rows
+        if n >= self.min_rows:
+            summary = self._summary(counts)
+            mean = summary.chance_corrected if self.chance_corrected else summary.mean
+            values.update(
+                mean_high=mean,
+                mean_low=mean,
+                too_confident=summary.share_above,
+                too_uncertain=summary.share_below,
+            )
+            if self._reference is not None:
+                moved = drift(counts, self._reference)._asdict()
+                if n < _ROWS_PER_CLASS * self.n_classes:
+                    moved["class_shift"] = math.nan
+                values.update(moved)
+        alerts = []
+        for name, (raised, cleared) in self.levels.items():
+            if name in _DRIFT and self._reference is None:
+                continue
+            value, sign = values[name], -1 if name == "mean_low" else 1
+            active = name in self._active
+            if sign * value > sign * raised:
+                active = True
+            elif sign * value <= sign * cleared:
+                active = False
+            alerts.append(Alert(name, active, value, raised, cleared))
+            self._switch(alerts[-1])
+        return alerts
+
+    def _switch(self, alert: Alert) -> None:
+        if alert.active == (alert.name in self._active):
+            return
+        if alert.active:
+            self._active.add(alert.name)
+        else:
+            self._active.discard(alert.name)
+        self._news.append(alert)
+
+    # ------------------------------------------------------------------ merging and saving
+
+    def merge(self, other: ConfidenceMonitor) -> None:
+        """Add what another monitor has seen, which stays as it is.
+
+        The windows are joined piece by piece, the newest with the newest: the recent rows are
+        then those of both. The alerts stay as they are until they are judged again.
+
+        Parameters
+        ----------
+        other : ConfidenceMonitor
+            With the same `n_classes`, `high`, `low`, `window`, `chance_corrected`, `n_bins`,
+            `every` and `entropy_every`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If it is no monitor, or one that counts differently.
+
+        Examples
+        --------
+        >>> from pysoftmax import ConfidenceMonitor
+        >>> first, second = ConfidenceMonitor(2), ConfidenceMonitor(2)
+        >>> first.update([[0.75, 0.25]])
+        >>> second.update([[0.5, 0.5]])
+        >>> first.merge(second)
+        >>> first.total.count, first.total.mean
+        (2, 0.625)
+        """
+        if not isinstance(other, ConfidenceMonitor):
+            raise TypeError(f"expected a ConfidenceMonitor, got {type(other).__name__}")
+        self._same_settings(other._settings(), "the other monitor")
+        # A copy, so that never both locks are held: two may merge each other.
+        self._join(self._parsed(other.state_dict()))
+
+    def _join(self, other: ConfidenceMonitor) -> None:
+        with self._counted():
+            self._offered += other._offered
+            self._done.add(other._done)
+            self._current.add(other._current)
+            aligned = zip(reversed(self._pieces), reversed(other._pieces), strict=False)
+            for own, others in aligned:
+                own.add(others)
+            missing = len(other._pieces) - len(self._pieces)
+            self._pieces.extendleft(list(other._pieces)[: max(missing, 0)][::-1])
+            together = sorted([*self._history, *other._history], key=lambda point: point.time)
+            self._history = deque(together, maxlen=_POINTS)
+            if self._current.rows >= self._piece:
+                self._judge()
+                self._remember()
+
+    def _settings(self) -> dict[str, Any]:
+        """What two monitors must have in common to be merged."""
+        names = (
+            "n_classes",
+            "n_bins",
+            "high",
+            "low",
+            "chance_corrected",
+            "window",
+            "every",
+            "entropy_every",
+        )
+        return {name: getattr(self, name) for name in names}
+
+    def _same_settings(self, theirs: Mapping[str, Any], what: str) -> None:
+        for name, own in self._settings().items():
+            if theirs.get(name) != own:
+                raise ValueError(
+                    f"{what} must have {name}={own!r} as this monitor has, got {theirs.get(name)!r}"
+                )
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the monitor knows, as what JSON has: settings, counts, alerts and history.
+
+        Returns
+        -------
+        dict
+            For `load_state_dict`, or as the `reference` of another monitor. The sums are whole
+            numbers of more than 64 bits. The reference, `levels` and `min_rows` are not in it.
+
+        Examples
+        --------
+        >>> import json
+        >>> from pysoftmax import ConfidenceMonitor
+        >>> monitor = ConfidenceMonitor(2)
+        >>> monitor.update([[0.75, 0.25]])
+        >>> text = json.dumps(monitor.state_dict())
+        >>> again = ConfidenceMonitor(2)
+        >>> again.load_state_dict(json.loads(text))
+        >>> again.total.mean
+        0.75
+        """
+        with self._counted():
+            return {
+                "format": FORMAT,
+                "version": VERSION,
+                "settings": self._settings(),
+                "offered": self._offered,
+                "done": self._done.to_dict(),
+                "pieces": [piece.to_dict() for piece in self._pieces],
+                "current": self._current.to_dict(),
+                "active": sorted(self._active),
+                "history": [list(point) for point in self._history],
+            }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from where another monitor was; what this one knew is lost.
+
+        Parameters
+        ----------
+        state : dict
+            What `state_dict` returned, of a monitor with the same settings as for `merge`.
+
+        Raises
+        ------
+        ValueError
+            For a state of other settings or versions, and for one that is damaged. The monitor
+            is then as it was.
+        """
+        other = self._parsed(state)
+        with self._lock:
+            for name in ("_offered", "_done", "_pieces", "_current", "_active", "_history"):
+                setattr(self, name, getattr(other, name))
+            self._pushed = self._all().rows
+            self._waiting = self._pending = 0
+            self._sampled.clear()
+
+    def _parsed(self, state: Any) -> ConfidenceMonitor:
+        """A monitor with this one's settings and that state, checked."""
+        state = _checked(state)
+        self._same_settings(state["settings"], "the state")
+        other = ConfidenceMonitor(**self._settings())
+        sizes = self.n_classes, self.n_bins
+        other._offered = naturals([state["offered"]], 1, "offered")[0]
+        other._done = Counts.from_dict(state["done"], *sizes, "done")
+        other._current = Counts.from_dict(state["current"], *sizes, "current")
+        for k, piece in enumerate(sequence(state["pieces"], "pieces", PIECES - 1)):
+            other._pieces.append(Counts.from_dict(piece, *sizes, f"pieces[{k}]"))
+        active = sequence(state["active"], "active", len(self.levels))
+        if not all(name in list(self.levels) for name in active):
+            raise ValueError(f"state: active must be of {', '.join(self.levels)}, got {active}")
+        other._active = set(active)
+        for k, point in enumerate(sequence(state["history"], "history", _POINTS)):
+            other._history.append(_point(point, f"history[{k}]"))
+        return other
+
+    def _reference_of(self, reference: ConfidenceMonitor | Mapping[str, Any]) -> Counts:
+        """The total of a monitor or of its state."""
+        if isinstance(reference, ConfidenceMonitor):
+            reference = reference.state_dict()
+        if not isinstance(reference, Mapping):
+            raise TypeError(
+                "reference must be a ConfidenceMonitor or its state, "
+                f"got {type(reference).__name__}"
+            )
+        state = _checked(reference)
+        for name in ("n_classes", "n_bins"):
+            if state["settings"].get(name) != getattr(self, name):
+                raise ValueError(
+                    f"the reference must have {name}={getattr(self, name)}, "
+                    f"got {state['settings'].get(name)!r}"
+                )
+        sizes = self.n_classes, self.n_bins
+        total = Counts.from_dict(state["done"], *sizes, "done")
+        total.add(Counts.from_dict(state["current"], *sizes, "current"))
+        if not total.confidence.n:
+            raise ValueError("the reference must have seen at least one row")
+        return total
+
+    # --------------------------------------------------------------------------- showing
+
+    def prometheus(self, registry: Any = None, *, labels: Mapping[str, str] | None = None) -> Any:
+        """Register the monitor with `prometheus_client`, to be asked at every scrape.
+
+        Parameters
+        ----------
+        registry : prometheus_client.CollectorRegistry, optional
+            By default that of the process, which ``prometheus_client.start_http_server`` serves.
+        labels : dict, optional
+            Of every series. A registry takes one monitor.
+
+        Returns
+        -------
+        collector
+            For ``registry.unregister``.
+
+        Raises
+        ------
+        ImportError
+            Without prometheus_client: the extra ``prometheus`` installs it.
+
+        Notes
+        -----
+        Of all rows: ``pysoftmax_confidence`` (a histogram), ``pysoftmax_rejected_rows_total``
+        by reason, ``pysoftmax_predictions_total`` by class where there are at most 100. Of the
+        recent rows, as gauges: ``pysoftmax_recent_…`` with ``rows``, ``confidence_mean``,
+        ``confidence_std``, ``share_above``, ``share_below``, ``normalized_entropy``, ``psi``,
+        ``ks`` and ``class_shift``; and ``pysoftmax_alert`` by name, 0 or 1.
+
+        Examples
+        --------
+        >>> from prometheus_client import CollectorRegistry, generate_latest
+        >>> from pysoftmax import ConfidenceMonitor
+        >>> monitor, registry = ConfidenceMonitor(2), CollectorRegistry()
+        >>> collector = monitor.prometheus(registry, labels={"model": "digits"})
+        >>> monitor.update([[0.75, 0.25], [0.5, 0.5]])
+        >>> for line in generate_latest(registry).decode().splitlines():
+        ...     if line.startswith("pysoftmax_recent_confidence_mean"):
+        ...         print(line)
+        pysoftmax_recent_confidence_mean{model="digits"} 0.625
+        """
+        purpose = "ConfidenceMonitor.prometheus"
+        client = _extras.load("prometheus_client", "prometheus", purpose)
+        core = _extras.load("prometheus_client.core", "prometheus", purpose)
+        collector = Collector(self, core, dict(labels or {}))
+        (client.REGISTRY if registry is None else registry).register(collector)
+        return collector
+
+    def plot(self, ax: Any = None, *, x: str = "rows") -> Any:
+        """Draw mean confidence, its deviation and the shares above and below, over time.
+
+        A point is a tenth of the window; the last 500 are kept. Where an alert was raised, the
+        background is red.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, optional
+            Where to draw; by default in a figure of its own.
+        x : {"rows", "time"}, default "rows"
+            Whether the abscissa is the number of rows or the time of day.
+
+        Returns
+        -------
+        matplotlib Axes
+            What was drawn in.
+
+        Raises
+        ------
+        ImportError
+            Without matplotlib: the extra ``plot`` installs it.
+        ValueError
+            For another `x`.
+        """
+        if x not in ("rows", "time"):
+            raise ValueError(f"x must be 'rows' or 'time', got {x!r}")
+        with self._counted():
+            points = [*self._history]
+            if self._current.rows:
+                points.append(self._point())
+            end = self._all().rows
+        if ax is None:
+            pyplot = _extras.load("matplotlib.pyplot", "plot", "ConfidenceMonitor.plot")
+            ax = pyplot.subplots(figsize=(8, 4), layout="constrained")[1]
+        draw(ax, points, end, x, self)
+        return ax
+
+
+def _at_least(lowest: int, name: str, value: int) -> int:
+    if operator.index(value) < lowest:
+        raise ValueError(f"{name} must be at least {lowest}, got {value}")
+    return operator.index(value)
+
+
+def _blocks(rows: Array) -> Iterator[Array]:
+    """Rows (..., K) as arrays (n, K), in their order, of which none copies more than a block."""
+    if rows.ndim > 2 and getattr(getattr(rows, "flags", None), "c_contiguous", False):
+        rows = rows.reshape(-1, rows.shape[-1])
+    inner = math.prod(rows.shape[1:])
+    if rows.ndim > 2 and inner > LARGE_BLOCK:
+        for part in rows:
+            yield from _blocks(part)
+        return
+    step = max(1, LARGE_BLOCK // inner)
+    for begin in range(0, len(rows) if inner else 0, step):
+        yield rows[begin : begin + step].reshape(-1, rows.shape[-1])
+
+
+def _top(xp: Any, block: Array) -> tuple[Array, Array]:
+    """The largest entry of each row, or a NaN, and its class."""
+    labels = block.argmax(axis=1)
+    places = xp.arange(0, block.size, block.shape[1])
+    places += labels
+    return block.reshape(-1)[places], labels
+
+
+def _normalized_entropy(rows: list[NDArray[Any]]) -> Floats:
+    """-sum(p log p) / log(K) of each row."""
+    p = np.stack(rows)
+    logs = np.log(np.maximum(p, np.finfo(p.dtype).tiny))  # times 0 it is 0
+    sums: Floats = (p * logs).sum(axis=1, dtype=np.float64)
+    # Above 1 if the row does not add up to 1, which is not checked.
+    return np.minimum(-sums / math.log(p.shape[1]), 1)
+
+
+def _checked(state: Any) -> Mapping[str, Any]:
+    """A state as a whole, but for what is in its parts."""
+    if not isinstance(state, Mapping) or state.get("format") != FORMAT:
+        raise ValueError(f"expected the state of a ConfidenceMonitor, got {state!r:.60}")
+    if state.get("version") != VERSION:
+        raise ValueError(f"expected a state of version {VERSION}, got {state.get('version')!r}")
+    keys = ["settings", "offered", "done", "pieces", "current", "active", "history"]
+    mapping(mapping(state, "it", keys)["settings"], "settings", [])
+    return state
+
+
+def _point(data: Any, place: str) -> Point:
+    fields = sequence(data, place, len(Point._fields))
+    *numbers, alerts = fields if len(fields) == len(Point._fields) else [""]
+    if not all(isinstance(each, int | float | None) for each in numbers):
+        numbers = []
+    if not numbers:
+        raise ValueError(f"state: expected {', '.join(Point._fields)} in {place}, got {data!r:.60}")
+    return Point._make([*numbers, tuple(alerts)])
