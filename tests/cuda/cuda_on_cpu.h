@@ -39,7 +39,7 @@
 #define __align__(n) alignas(n)
 #define __launch_bounds__(...)
 #define __cluster_dims__(...)
-#define __shared__ static thread_local // the library's thread-local segment: see `statics`
+#define __shared__ static thread_local // the library's thread-local segment: see find_statics
 #define DYNAMIC_SHARED(T, name) T *const name = reinterpret_cast<T *>(emu::now->block->arena)
 #define HERE const char *file = __builtin_FILE(), int line = __builtin_LINE() // of the caller
 
@@ -92,6 +92,8 @@ inline std::vector<Block> blocks;
 inline std::vector<Fiber *> ready;
 inline Fiber *now;
 inline Block *loaded; // whose static shared memory is in place
+inline char *statics; // there
+inline size_t statics_size;
 inline unsigned threads, shared_bytes, at_cluster_barrier;
 inline int garbage;
 inline uint64_t seed, state;
@@ -202,28 +204,25 @@ inline uint64_t draw(uint64_t n) { // xorshift64*
 }
 
 // Where the linker put the `__shared__` variables: the thread-local segment of this library.
-inline std::pair<char *, size_t> statics() {
+inline void find_statics() {
     static thread_local volatile char anchor;
     anchor = 0; // the segment is allocated at first use
-    static std::pair<char *, size_t> found;
     auto look = [](dl_phdr_info *info, size_t, void *at) {
         for (int i = 0; i < info->dlpi_phnum; i++)
             if (info->dlpi_phdr[i].p_type == PT_TLS && info->dlpi_tls_data) {
-                char *base = static_cast<char *>(info->dlpi_tls_data);
-                size_t size = info->dlpi_phdr[i].p_memsz;
-                if (at >= base && at < base + size) return found = {base, size}, 1;
+                statics = static_cast<char *>(info->dlpi_tls_data);
+                statics_size = info->dlpi_phdr[i].p_memsz;
+                if (at >= statics && at < statics + statics_size) return 1;
             }
         return 0;
     };
-    dl_iterate_phdr(look, const_cast<char *>(&anchor));
-    return found;
+    if (!dl_iterate_phdr(look, const_cast<char *>(&anchor))) abort();
 }
 
 inline void load_statics(Block *block) {
     if (block == loaded) return;
-    auto [base, size] = statics();
-    if (loaded) loaded->statics.assign(base, base + size);
-    memcpy(base, block->statics.data(), size);
+    if (loaded) loaded->statics.assign(statics, statics + statics_size);
+    memcpy(statics, block->statics.data(), statics_size);
     loaded = block;
 }
 
@@ -233,8 +232,8 @@ inline void release(Fiber *fiber) {
 }
 
 inline void exchange(Fiber *me) { // if all lanes of my mask are here: what each receives
-    unsigned size = std::min<unsigned>(WARP, threads - (me->warp - me->block->rank * threads - &fibers[0]));
-    const unsigned mask = me->wait.mask;
+    const unsigned before = me->warp - &fibers[me->block->rank * threads];
+    const unsigned size = std::min(WARP, threads - before), mask = me->wait.mask;
     if (size < WARP && mask >> size) return; // names a lane that is not there: never complete
     unsigned ballot = 0;
     for (unsigned i = 0; i < size; i++)
@@ -298,14 +297,13 @@ inline std::string who_waits_where() {
 }
 
 inline void run_cluster() {
-    auto [base, size] = statics();
     ready.clear();
     at_cluster_barrier = 0;
     loaded = nullptr;
     for (Block &block : blocks) {
         block.arrived = block.finished = 0;
         if (shared_bytes) memset(block.arena, garbage, shared_bytes);
-        block.statics.assign(size, static_cast<char>(garbage));
+        block.statics.assign(statics_size, static_cast<char>(garbage));
         for (unsigned i = 0; i < threads; i++) {
             Fiber &f = fibers[block.rank * threads + i];
             f.block = &block;
@@ -393,6 +391,7 @@ extern "C" inline __attribute__((used)) const char *cuda_launch(
     if (shape[7] > MOST_SHARED) return "a block has at most 232448 bytes of dynamic shared memory";
     emu::kernel = kernel, arguments = args, emu::seed = seed, threads = size, shared_bytes = shape[7];
     state = (seed + 1) * 0x9E3779B97F4A7C15ull;
+    find_statics();
     garbage = seed % 2 ? 0x7F : 0xFF; // huge numbers or NaN, in every floating type
     if (fibers.size() < threads * cluster) fibers.resize(threads * cluster);
     blocks.assign(cluster, Block{});
