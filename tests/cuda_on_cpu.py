@@ -28,7 +28,8 @@ CACHE = TESTS.parent / ".pytest_cache" / "d" / "cuda_on_cpu"  # emptied by pytes
 
 COMPILER = "g++"
 # Kernels round as on the device: no contraction, and a fused multiply-add is one instruction.
-FLAGS = ["-x", "c++", "-std=c++17", "-fPIC", "-ffp-contract=off", "-fno-strict-aliasing"]
+FLAGS = ["-x", "c++", "-std=c++17", "-ffp-contract=off", "-fno-strict-aliasing"]
+FLAGS += ["-fPIC", "-fvisibility=hidden"]  # hidden: each library has its own state and kernels
 if platform.machine() in ("x86_64", "AMD64"):
     FLAGS += ["-mfma", "-mf16c"]
 OPTIMISED = ["-O2"]

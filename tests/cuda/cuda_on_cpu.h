@@ -1,9 +1,10 @@
 // CUDA C++ on the CPU, for tests: g++ -include cuda_on_cpu.h kernel.cu.
 //
 // Each CUDA thread is a fiber, a stack of its own on one thread of the CPU. Fibers run until they
-// meet a barrier or a warp collective, one at a time, in an order drawn from a seed. The blocks of
-// a cluster run together, clusters one after another. Shared memory holds garbage when a block
-// begins, and again when it has ended. What would hang or be undefined on a device ends the launch
+// meet a barrier or a warp collective, one at a time, in an order drawn from a seed; four seeds in
+// a row see to it that threads, warps and blocks run ahead of others as far as barriers let them.
+// The blocks of a cluster run together, clusters one after another. Shared memory holds garbage
+// when a block begins, and again when it has ended. What would hang or be undefined on a device ends the launch
 // with a message: a barrier or collective that not all its threads reach, a shuffle from a lane
 // outside the mask. Memory errors are for the address and alignment sanitizers.
 //
@@ -78,7 +79,7 @@ struct Fiber {
     unsigned lane, source, ballot;
     Fiber *warp; // lane 0
     Wait wait;
-    uint64_t value, result;
+    uint64_t value, result, priority;
 };
 
 struct Kernel {
@@ -89,7 +90,7 @@ struct Kernel {
 
 inline std::vector<Fiber> fibers;
 inline std::vector<Block> blocks;
-inline std::vector<Fiber *> ready;
+inline std::vector<std::pair<uint64_t, Fiber *>> ready; // a heap: the highest key goes on first
 inline Fiber *now;
 inline Block *loaded; // whose static shared memory is in place
 inline char *statics; // there
@@ -198,9 +199,9 @@ inline void prepare(Fiber &f) {
 
 // --- the scheduler ----------------------------------------------------------------------------
 
-inline uint64_t draw(uint64_t n) { // xorshift64*
+inline uint64_t draw() { // 32 random bits: xorshift64*
     state ^= state >> 12, state ^= state << 25, state ^= state >> 27;
-    return (state * 0x2545F4914F6CDD1Dull >> 33) % n;
+    return state * 0x2545F4914F6CDD1Dull >> 32;
 }
 
 // Where the linker put the `__shared__` variables: the thread-local segment of this library.
@@ -228,7 +229,8 @@ inline void load_statics(Block *block) {
 
 inline void release(Fiber *fiber) {
     fiber->wait.scope = Wait::NONE;
-    ready.push_back(fiber);
+    ready.emplace_back(fiber->priority << 32 | draw(), fiber);
+    std::push_heap(ready.begin(), ready.end());
 }
 
 inline void exchange(Fiber *me) { // if all lanes of my mask are here: what each receives
@@ -310,14 +312,16 @@ inline void run_cluster() {
             f.thread = {i % blockDim.x, i / blockDim.x % blockDim.y, i / blockDim.x / blockDim.y};
             f.lane = i % WARP;
             f.warp = &f - f.lane;
+            // By the seed all threads go on alike, or threads, warps or blocks run ahead of others.
+            const Fiber *leader[] = {nullptr, &f, f.warp, &fibers[block.rank * threads]};
+            f.priority = leader[seed % 4] == &f ? draw() : seed % 4 ? leader[seed % 4]->priority : 0;
             prepare(f);
-            ready.push_back(&f);
+            release(&f);
         }
     }
     while (!ready.empty() && failure.empty()) {
-        // By the seed, none to three quarters of the picks let a warp that may go on run ahead.
-        if (draw(4) >= seed % 4) std::swap(ready[draw(ready.size())], ready.back());
-        Fiber *fiber = ready.back();
+        std::pop_heap(ready.begin(), ready.end());
+        Fiber *fiber = ready.back().second;
         ready.pop_back();
         load_statics(fiber->block);
         to_fiber(fiber);
@@ -369,13 +373,14 @@ template <class... A, void (*k)(A...)> struct Entry<k> {
     static void call(void **args) { unpack(args, std::index_sequence_for<A...>()); }
     static constexpr Kernel entry = {call, sizeof...(A), sizes};
 };
+#define EXPORT extern "C" __attribute__((visibility("default")))
 #define KERNEL_ENTRY(name) \
-    extern "C" const emu::Kernel *name##_entry() { return &emu::Entry<&name>::entry; }
+    EXPORT const emu::Kernel *name##_entry() { return &emu::Entry<&name>::entry; }
 
 } // namespace emu
 
 // shape: grid, block, blocks in a cluster, bytes of dynamic shared memory. Null or what was wrong.
-extern "C" inline __attribute__((used)) const char *cuda_launch(
+EXPORT inline __attribute__((used)) const char *cuda_launch(
     const emu::Kernel *kernel, const unsigned *shape, uint64_t seed, void **args) {
     using namespace emu;
     gridDim = {shape[0], shape[1], shape[2]};

@@ -7,12 +7,12 @@ __device__ __forceinline__ unsigned thread_of_grid() { // three dimensions of th
     return block * (blockDim.x * blockDim.y * blockDim.z) + thread;
 }
 
-extern "C" __global__ void from_half(const __half *x, float *out) {
+extern "C" __global__ void from_float16(const __half *x, float *out) {
     const unsigned i = thread_of_grid();
     out[i] = __half2float(x[i]);
 }
 
-extern "C" __global__ void to_half(const float *x, __half *out) {
+extern "C" __global__ void to_float16(const float *x, __half *out) {
     const unsigned i = thread_of_grid();
     out[i] = __float2half_rn(x[i]);
 }

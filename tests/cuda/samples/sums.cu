@@ -35,19 +35,19 @@ template <class T> __device__ T block_sum(T value) {
     return sum;
 }
 
-// A block a row: scale * sum, twice over, so that `partial` is used again.
+// A block a row: scale * sum, from one and two times the sum, so that `partial` is used again.
 template <class T> __device__ void sum_rows(const T *x, T *out, long long n, T scale) {
-    T twice = 0;
-    for (int again = 0; again < 2; again++) {
+    T thrice = 0;
+    for (int times = 1; times <= 2; times++) {
         T value = 0;
         for (long long i = threadIdx.x; i < n; i += blockDim.x) value += x[blockIdx.x * n + i];
-        twice += (again + 1) * block_sum(value);
+        thrice += block_sum(times * value);
     }
 #ifdef EARLY_RETURN
     if (threadIdx.x >= 32) return;
     __syncthreads();
 #endif
-    if (threadIdx.x == 0) out[blockIdx.x] = scale * (twice / 3);
+    if (threadIdx.x == 0) out[blockIdx.x] = scale * (thrice / 3);
 }
 
 extern "C" __global__ void __launch_bounds__(1024) sum_f32(Task task) {
@@ -90,15 +90,16 @@ extern "C" __global__ void __launch_bounds__(1024) reverse(const float *x, float
     out[threadIdx.x] = tile[blockDim.x - 1 - threadIdx.x];
 }
 
-// A cluster a row: warps to blocks through static, blocks to the cluster through dynamic memory.
+// A cluster a row, the sum to each of its blocks: warps through static memory, blocks through
+// dynamic.
 #if !defined(__CUDACC__) || __CUDA_ARCH__ >= 900
 extern "C" __global__ void __cluster_dims__(4, 1, 1) __launch_bounds__(256)
     sum_cluster(const float *x, float *out, long long n) {
     DYNAMIC_SHARED(float, mine);
-    const unsigned size = cluster_size(), rank = cluster_rank();
+    const unsigned size = cluster_size(), first = cluster_rank() * blockDim.x + threadIdx.x;
     const float *row = x + blockIdx.x / size * n;
     float value = 0;
-    for (long long i = rank * blockDim.x + threadIdx.x; i < n; i += size * blockDim.x) value += row[i];
+    for (long long i = first; i < n; i += size * blockDim.x) value += row[i];
     value = block_sum(value);
     if (threadIdx.x == 0) mine[0] = value;
 #ifndef NO_CLUSTER_BARRIER
@@ -109,6 +110,6 @@ extern "C" __global__ void __cluster_dims__(4, 1, 1) __launch_bounds__(256)
 #ifndef NO_LAST_CLUSTER_BARRIER
     cluster_sync(); // a block must not end while others read its memory
 #endif
-    if (rank == 0 && threadIdx.x == 0) out[blockIdx.x / size] = sum;
+    if (threadIdx.x == 0) out[blockIdx.x] = sum;
 }
 #endif
