@@ -110,7 +110,7 @@ class Module:
         include = ["-include", str(HEADER)]
         listing = _compiler(*flags, "-DCUDA_ON_CPU_LIST", *include, "-E", "-P", str(source))
         self.names = KERNEL.findall(listing)
-        assert self.names, f"no kernel in {source}: extern \"C\" __global__ void name(...)"
+        assert self.names, f'no kernel in {source}: extern "C" __global__ void name(...)'
         key = "\0".join([_version(), *flags, listing])
         built = CACHE / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.so"
         if not built.exists():

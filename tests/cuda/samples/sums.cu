@@ -92,7 +92,7 @@ extern "C" __global__ void __launch_bounds__(1024) reverse(const float *x, float
 
 // A cluster a row, the sum to each of its blocks: warps through static memory, blocks through
 // dynamic.
-#if !defined(__CUDACC__) || __CUDA_ARCH__ >= 900
+#if !defined(__CUDACC__) || __CUDA_ARCH__ >= 900 || defined(CLUSTERS_ANYWHERE)
 extern "C" __global__ void __cluster_dims__(4, 1, 1) __launch_bounds__(256)
     sum_cluster(const float *x, float *out, long long n) {
     DYNAMIC_SHARED(float, mine);
