@@ -33,7 +33,7 @@ FLAGS += ["-fPIC", "-fvisibility=hidden"]  # hidden: each library has its own st
 if platform.machine() in ("x86_64", "AMD64"):
     FLAGS += ["-mfma", "-mf16c"]
 OPTIMISED = ["-O2"]
-SANITIZED = ["-O1", "-g", "-fsanitize=address,alignment", "-fno-sanitize-recover=all"]
+SANITIZED = ["-O1", "-g1", "-fsanitize=address,alignment", "-fno-sanitize-recover=all"]
 
 KERNEL = re.compile(r'extern\s+"C"\s+__global__\s+void\s+(\w+)\s*\(')
 

@@ -3,7 +3,7 @@
 
 // --- barriers and warp collectives ------------------------------------------------------------
 
-inline void __syncthreads(HERE) { emu::wait(emu::Wait::BLOCK, "__syncthreads", file, line); }
+inline void __syncthreads(HERE) { emu::wait({emu::Wait::BLOCK, "__syncthreads", file, line, 0}); }
 inline void __syncwarp(unsigned mask = ~0u, HERE) {
     emu::collective("__syncwarp", mask, 0, emu::now->lane, file, line);
 }
@@ -12,20 +12,20 @@ template <class T> T __shfl_sync(unsigned mask, T value, int source, int width =
     return emu::shuffle("__shfl_sync", mask, value, from, file, line);
 }
 // From a lane relative to this; its own value where that is in another group of `width` lanes.
-template <class T> T shuffle_from(const char *what, unsigned mask, T value, unsigned from, bool inside, const char *file, int line) {
-    return emu::shuffle(what, mask, value, inside ? from : emu::now->lane, file, line);
-}
 template <class T> T __shfl_xor_sync(unsigned mask, T value, int by, int width = 32, HERE) {
-    const unsigned lane = emu::now->lane, from = lane ^ by, end = (lane & ~(width - 1)) + width;
-    return shuffle_from("__shfl_xor_sync", mask, value, from, from < end, file, line);
+    const unsigned lane = emu::now->lane, end = (lane & ~(width - 1)) + width;
+    const unsigned from = (lane ^ by) < end ? lane ^ by : lane;
+    return emu::shuffle("__shfl_xor_sync", mask, value, from, file, line);
 }
 template <class T> T __shfl_down_sync(unsigned mask, T value, unsigned by, int width = 32, HERE) {
-    const unsigned lane = emu::now->lane;
-    return shuffle_from("__shfl_down_sync", mask, value, lane + by, (lane & (width - 1)) + by < unsigned(width), file, line);
+    const unsigned lane = emu::now->lane, end = (lane & ~(width - 1)) + width;
+    const unsigned from = lane + by < end ? lane + by : lane;
+    return emu::shuffle("__shfl_down_sync", mask, value, from, file, line);
 }
 template <class T> T __shfl_up_sync(unsigned mask, T value, unsigned by, int width = 32, HERE) {
     const unsigned lane = emu::now->lane;
-    return shuffle_from("__shfl_up_sync", mask, value, lane - by, (lane & (width - 1)) >= by, file, line);
+    const unsigned from = (lane & (width - 1)) >= by ? lane - by : lane;
+    return emu::shuffle("__shfl_up_sync", mask, value, from, file, line);
 }
 inline unsigned __ballot_sync(unsigned mask, int p, HERE) {
     return emu::collective("__ballot_sync", mask, p, emu::now->lane, file, line)->ballot;
@@ -43,7 +43,7 @@ inline void __threadfence_block() {}
 
 inline unsigned cluster_rank() { return emu::now->block->rank; }
 inline unsigned cluster_size() { return emu::blocks.size(); }
-inline void cluster_sync(HERE) { emu::wait(emu::Wait::CLUSTER, "cluster_sync", file, line); }
+inline void cluster_sync(HERE) { emu::wait({emu::Wait::CLUSTER, "cluster_sync", file, line, 0}); }
 template <class T> T *cluster_map(T *p, unsigned rank) {
     const size_t offset = reinterpret_cast<char *>(p) - emu::now->block->arena;
     if (offset >= emu::shared_bytes || rank >= emu::blocks.size())
@@ -120,7 +120,7 @@ template <class T> T __ldcg(const T *p) { return *p; }
 template <class T> void __stcs(T *p, T value) { *p = value; }
 template <class T> void __stcg(T *p, T value) { *p = value; }
 
-// --- 16-bit floating point: rounded once, to nearest even; every NaN becomes 0x7FFF ---------------
+// --- 16-bit floating point: rounded once, to nearest even; every NaN becomes 0x7FFF -------------
 
 struct __half { uint16_t x; };
 struct __nv_bfloat16 { uint16_t x; };
@@ -136,8 +136,10 @@ inline float __half2float(__half h) { return emu::bits<_Float16>(h.x); }
 inline __half __float2half_rn(float x) {
     return {x != x ? uint16_t(0x7FFF) : emu::bits<uint16_t>(static_cast<_Float16>(x))};
 }
-inline __half2 __float22half2_rn(float2 v) { return {__float2half_rn(v.x), __float2half_rn(v.y)}; }
-inline __half2 __floats2half2_rn(float x, float y) { return __float22half2_rn({x, y}); }
+inline __half2 __floats2half2_rn(float x, float y) {
+    return {__float2half_rn(x), __float2half_rn(y)};
+}
+inline __half2 __float22half2_rn(float2 v) { return __floats2half2_rn(v.x, v.y); }
 inline float2 __half22float2(__half2 v) { return {__half2float(v.x), __half2float(v.y)}; }
 
 inline float __bfloat162float(__nv_bfloat16 h) { return emu::bits<float>(uint32_t(h.x) << 16); }
@@ -145,9 +147,13 @@ inline __nv_bfloat16 __float2bfloat16_rn(float x) {
     const uint32_t u = emu::bits<uint32_t>(x);
     return {uint16_t(x != x ? 0x7FFF : (u + 0x7FFF + (u >> 16 & 1)) >> 16)};
 }
-inline __nv_bfloat162 __float22bfloat162_rn(float2 v) { return {__float2bfloat16_rn(v.x), __float2bfloat16_rn(v.y)}; }
-inline __nv_bfloat162 __floats2bfloat162_rn(float x, float y) { return __float22bfloat162_rn({x, y}); }
-inline float2 __bfloat1622float2(__nv_bfloat162 v) { return {__bfloat162float(v.x), __bfloat162float(v.y)}; }
+inline __nv_bfloat162 __floats2bfloat162_rn(float x, float y) {
+    return {__float2bfloat16_rn(x), __float2bfloat16_rn(y)};
+}
+inline __nv_bfloat162 __float22bfloat162_rn(float2 v) { return __floats2bfloat162_rn(v.x, v.y); }
+inline float2 __bfloat1622float2(__nv_bfloat162 v) {
+    return {__bfloat162float(v.x), __bfloat162float(v.y)};
+}
 
 // --- atomics: fibers change only at collectives -------------------------------------------------
 

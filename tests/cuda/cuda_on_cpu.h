@@ -4,9 +4,9 @@
 // meet a barrier or a warp collective, one at a time, in an order drawn from a seed; four seeds in
 // a row see to it that threads, warps and blocks run ahead of others as far as barriers let them.
 // The blocks of a cluster run together, clusters one after another. Shared memory holds garbage
-// when a block begins, and again when it has ended. What would hang or be undefined on a device ends the launch
-// with a message: a barrier or collective that not all its threads reach, a shuffle from a lane
-// outside the mask. Memory errors are for the address and alignment sanitizers.
+// when a block begins, and again when it has ended. What would hang or be undefined on a device
+// ends the launch with a message: a barrier or collective that not all its threads reach, a shuffle
+// from a lane outside the mask. Memory errors are for the address and alignment sanitizers.
 //
 // Not modelled: races within the time between two collectives of a fiber, weak memory order,
 // blocks that wait for other blocks, NaN payloads, approximate functions.
@@ -21,6 +21,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <map>
+#include <sstream>
 #include <string>
 #include <utility>
 #include <vector>
@@ -53,6 +54,12 @@ namespace emu {
 constexpr size_t GUARD = 4096, STACK = 65536;
 constexpr unsigned WARP = 32, MOST_THREADS = 1024, MOST_CLUSTER = 16, MOST_SHARED = 232448;
 
+template <class... A> std::string text(const A &...parts) {
+    std::ostringstream all;
+    (all << ... << parts);
+    return all.str();
+}
+
 struct Block {
     uint3 index;
     unsigned rank, arrived, finished;
@@ -68,6 +75,11 @@ struct Wait {
     bool operator==(const Wait &w) const {
         return scope == w.scope && mask == w.mask && line == w.line && !strcmp(file, w.file)
             && !strcmp(what, w.what);
+    }
+    std::string where() const {
+        if (scope == FINISHED) return "finished";
+        const std::string lanes = scope == LANES ? text(" with mask 0x", std::hex, mask) : "";
+        return text("at ", what, lanes, " (", file, ":", line, ")");
     }
 };
 
@@ -105,7 +117,7 @@ inline void *scheduler, *scheduler_fake;
 inline const void *scheduler_stack;
 inline size_t scheduler_size;
 
-// --- fibers: a switch saves what the calling convention lets a callee expect ----------------------
+// --- fibers: a switch saves what the calling convention lets a callee expect ---------------------
 
 extern "C" __attribute__((visibility("hidden"))) void switch_stack(void **save, void *to);
 #if defined(__x86_64__)
@@ -248,9 +260,8 @@ inline void exchange(Fiber *me) { // if all lanes of my mask are here: what each
         if (mask >> i & 1) {
             Fiber &f = me->warp[i];
             if (!(mask >> f.source & 1))
-                fail(std::string(wait.what) + " (" + wait.file + ":" + std::to_string(wait.line) + "): lane "
-                     + std::to_string(i) + " reads lane " + std::to_string(f.source)
-                     + ", which the mask leaves out");
+                fail(text(wait.where(), ": lane ", i, " reads lane ", f.source,
+                          ", which the mask leaves out"));
             f.result = me->warp[f.source].value;
             f.ballot = ballot;
             release(&f);
@@ -265,7 +276,8 @@ inline void arrive(Fiber *fiber) { // the fiber has come to a stop
     case Wait::LANES: exchange(fiber); break;
     case Wait::BLOCK:
         if (++block->arrived < threads) break;
-        if (!std::all_of(first, first + threads, [&](Fiber &f) { return f.wait == fiber->wait; })) break;
+        for (unsigned i = 0; i < threads; i++)
+            if (!(first[i].wait == fiber->wait)) return; // two barriers: nobody can go on
         block->arrived = 0;
         for (unsigned i = 0; i < threads; i++) release(first + i);
         break;
@@ -275,7 +287,7 @@ inline void arrive(Fiber *fiber) { // the fiber has come to a stop
         for (unsigned i = 0; i < all; i++) release(&fibers[i]);
         break;
     case Wait::FINISHED: // other blocks must not look at its shared memory any longer
-        if (++block->finished == threads && shared_bytes) memset(block->arena, garbage, shared_bytes);
+        if (++block->finished == threads) memset(block->arena, garbage, shared_bytes);
         break;
     case Wait::NONE: break;
     }
@@ -284,18 +296,13 @@ inline void arrive(Fiber *fiber) { // the fiber has come to a stop
 inline std::string who_waits_where() {
     std::map<std::string, unsigned> count;
     for (unsigned i = 0; i < threads * blocks.size(); i++) {
-        const Fiber &f = fibers[i];
-        std::string where = "finished";
-        if (f.wait.scope != Wait::FINISHED) {
-            char mask[32] = "";
-            if (f.wait.scope == Wait::LANES) snprintf(mask, sizeof mask, " with mask %#x", f.wait.mask);
-            where = std::string("at ") + f.wait.what + mask + " (" + f.wait.file + ":" + std::to_string(f.wait.line) + ")";
-        }
-        count["block " + std::to_string(f.block->index.x) + "," + std::to_string(f.block->index.y) + "," + std::to_string(f.block->index.z) + " " + where]++;
+        const uint3 block = fibers[i].block->index;
+        const std::string at = fibers[i].wait.where();
+        count[text("block ", block.x, ",", block.y, ",", block.z, " ", at)]++;
     }
-    std::string text;
-    for (auto &[where, n] : count) text += "\n  " + where + ": " + std::to_string(n) + " threads";
-    return text;
+    std::string lines;
+    for (auto &[where, n] : count) lines += text("\n  ", where, ": ", n, " threads");
+    return lines;
 }
 
 inline void run_cluster() {
@@ -304,7 +311,7 @@ inline void run_cluster() {
     loaded = nullptr;
     for (Block &block : blocks) {
         block.arrived = block.finished = 0;
-        if (shared_bytes) memset(block.arena, garbage, shared_bytes);
+        memset(block.arena, garbage, shared_bytes);
         block.statics.assign(statics_size, static_cast<char>(garbage));
         for (unsigned i = 0; i < threads; i++) {
             Fiber &f = fibers[block.rank * threads + i];
@@ -312,9 +319,10 @@ inline void run_cluster() {
             f.thread = {i % blockDim.x, i / blockDim.x % blockDim.y, i / blockDim.x / blockDim.y};
             f.lane = i % WARP;
             f.warp = &f - f.lane;
-            // By the seed all threads go on alike, or threads, warps or blocks run ahead of others.
-            const Fiber *leader[] = {nullptr, &f, f.warp, &fibers[block.rank * threads]};
-            f.priority = leader[seed % 4] == &f ? draw() : seed % 4 ? leader[seed % 4]->priority : 0;
+            // By the seed, all are alike, or threads, warps or blocks run ahead of others.
+            const Fiber *const leaders[] = {nullptr, &f, f.warp, &fibers[block.rank * threads]};
+            const Fiber *const leader = leaders[seed % 4];
+            f.priority = !leader ? 0 : leader == &f ? draw() : leader->priority;
             prepare(f);
             release(&f);
         }
@@ -329,30 +337,34 @@ inline void run_cluster() {
     }
     for (Block &block : blocks)
         if (block.finished < threads) {
-            fail("divergent barrier or collective: these threads can never go on" + who_waits_where());
+            fail("divergent barrier or collective: these threads never go on" + who_waits_where());
             return;
         }
 }
 
-inline void wait(Wait::Scope scope, const char *what, const char *file, int line, unsigned mask = 0) {
-    now->wait = {scope, what, file, line, mask};
+inline void wait(const Wait &wait) {
+    now->wait = wait;
     to_scheduler();
 }
 
-template <class T> Fiber *collective(const char *what, unsigned mask, T value, unsigned source, HERE) {
+template <class T>
+Fiber *collective(const char *what, unsigned mask, T value, unsigned source, HERE) {
     static_assert(sizeof(T) == 4 || sizeof(T) == 8, "shuffles move 4 or 8 bytes");
-    if (!(mask >> now->lane & 1)) die(std::string(what) + " (" + file + ":" + std::to_string(line) + "): the mask leaves out lane " + std::to_string(now->lane) + ", which calls it");
+    const Wait call = {Wait::LANES, what, file, line, mask};
+    if (!(mask >> now->lane & 1))
+        die(text(call.where(), ": the mask leaves out lane ", now->lane, ", which calls it"));
     now->value = 0;
     memcpy(&now->value, &value, sizeof value);
     now->source = source;
-    wait(Wait::LANES, what, file, line, mask);
+    wait(call);
     return now;
 }
 
-template <class T> T shuffle(const char *what, unsigned mask, T value, unsigned source, const char *file, int line) {
-    T result;
-    memcpy(&result, &collective(what, mask, value, source, file, line)->result, sizeof result);
-    return result;
+template <class T>
+T shuffle(const char *what, unsigned mask, T value, unsigned source, const char *file, int line) {
+    T got;
+    memcpy(&got, &collective(what, mask, value, source, file, line)->result, sizeof got);
+    return got;
 }
 
 template <class To, class From> To bits(From from) {
@@ -388,13 +400,16 @@ EXPORT inline __attribute__((used)) const char *cuda_launch(
     const unsigned cluster = shape[6];
     const uint64_t size = uint64_t(blockDim.x) * blockDim.y * blockDim.z;
     failure.clear();
-    if (!gridDim.x || gridDim.x >> 31 || !gridDim.y || gridDim.y > 65535 || !gridDim.z || gridDim.z > 65535)
+    if (gridDim.x - 1 > 0x7FFFFFFE || gridDim.y - 1 > 65534 || gridDim.z - 1 > 65534)
         return "a grid is 1 to 2^31 - 1 by 65535 by 65535 blocks";
-    if (!size || size > MOST_THREADS || blockDim.z > 64) return "a block has 1 to 1024 threads, at most 64 along z";
+    if (size - 1 >= MOST_THREADS || blockDim.z > 64)
+        return "a block has 1 to 1024 threads, at most 64 along z";
     if (!cluster || cluster > MOST_CLUSTER || gridDim.x % cluster)
         return "a cluster has 1 to 16 blocks, and the grid a whole number of clusters along x";
-    if (shape[7] > MOST_SHARED) return "a block has at most 232448 bytes of dynamic shared memory";
-    emu::kernel = kernel, arguments = args, emu::seed = seed, threads = size, shared_bytes = shape[7];
+    if (shape[7] > MOST_SHARED)
+        return "a block has at most 232448 bytes of dynamic shared memory";
+    emu::kernel = kernel, arguments = args, emu::seed = seed;
+    threads = size, shared_bytes = shape[7];
     state = (seed + 1) * 0x9E3779B97F4A7C15ull;
     find_statics();
     garbage = seed % 2 ? 0x7F : 0xFF; // huge numbers or NaN, in every floating type
@@ -407,8 +422,9 @@ EXPORT inline __attribute__((used)) const char *cuda_launch(
         const uint64_t at = (seed % 2 ? clusters - 1 - i : i) * cluster; // in either order
         for (unsigned rank = 0; rank < cluster; rank++) {
             blocks[rank].rank = rank;
-            blocks[rank].index = {unsigned(at % gridDim.x) + rank, unsigned(at / gridDim.x % gridDim.y),
-                                  unsigned(at / gridDim.x / gridDim.y)};
+            const uint64_t y = at / gridDim.x;
+            blocks[rank].index = {unsigned(at % gridDim.x) + rank, unsigned(y % gridDim.y),
+                                  unsigned(y / gridDim.y)};
         }
         run_cluster();
     }

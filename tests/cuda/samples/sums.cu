@@ -61,7 +61,8 @@ extern "C" __global__ void __launch_bounds__(1024)
 
 // A warp a row, 16-byte loads; n is a multiple of 4 and x aligned.
 extern "C" __global__ void __launch_bounds__(128) sum_vectors(const float *x, float *out, int n) {
-    const float4 *row = reinterpret_cast<const float4 *>(x + static_cast<long long>(blockIdx.x) * n);
+    const long long start = static_cast<long long>(blockIdx.x) * n;
+    const float4 *row = reinterpret_cast<const float4 *>(x + start);
     float sum = 0;
 #ifdef PAST_THE_END
     const int vectors = n / 4 + 1;
