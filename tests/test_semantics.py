@@ -502,6 +502,18 @@ def test_temperature_infinity_is_uniform(dtype, n):
     assert (ps.softmax(x, temperature=INF) == expected).all()
 
 
+@pytest.mark.parametrize("axis", [0, 1])
+def test_temperature_infinity_leaves_impossible_classes_out(dtype, axis):
+    huge = np.finfo(dtype).max
+    x = np.array([[-np.inf, 1, 0], [huge, -huge, 0]] * 20, dtype)
+    expected = np.array([[-np.inf, -np.log(2), -np.log(2)], [-np.log(3)] * 3] * 20, dtype)
+    if axis == 0:
+        x, expected = x.T, expected.T
+    result = ps.log_softmax(x, axis, temperature=INF)
+    np.testing.assert_array_almost_equal_nulp(result[expected > -INF], expected[expected > -INF])
+    assert (result[expected == -INF] == -INF).all()
+
+
 def test_temperature_limits_over_the_unmasked(dtype):
     x = np.array([[5, 9, 1, 5, 2]], dtype)
     where = np.array([[True, False, True, True, False]])
