@@ -453,7 +453,7 @@ def test_a_plot_without_matplotlib_fails_before_the_race(bench, no_race, monkeyp
     monkeypatch.setattr(cli, "find_spec", lambda name: None)
     status, out, err = bench("--plot", tmp_path / "plot.png")
     assert (status, out) == (1, "")
-    assert "needs matplotlib: pip install 'pysoftmax[bench]'" in err
+    assert "needs matplotlib: pip install 'pysoftmax[plot]'" in err
     assert os.listdir(tmp_path) == []
 
 

@@ -4,6 +4,7 @@
 measures anew. A table stands between ``<!-- begin: name -->`` and ``<!-- end: name -->``.
 """
 
+import contextlib
 import json
 import logging
 import re
@@ -78,6 +79,16 @@ def draw_accuracy(file):
         figure.savefig(file, format="png", dpi=150)
 
 
+@contextlib.contextmanager
+def silent(logger):
+    """Nothing is logged within."""
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
+
+
 def draw_monitor(file):
     """The stream of docs/guide.md: calibrated, then not, then calibrated again."""
     import matplotlib
@@ -92,11 +103,11 @@ def draw_monitor(file):
     reference = ps.ConfidenceMonitor(10)
     reference.update(logits=logits[1::2], temperature=temperature)
     monitor = ps.ConfidenceMonitor(10, high=0.98, window=10_000, reference=reference)
-    logging.getLogger("pysoftmax.monitoring").setLevel(logging.ERROR)
     rng = np.random.default_rng(0)
-    for hour in range(60):
-        batch = logits[1::2][rng.integers(0, 449, 1000)]
-        monitor.update(logits=batch, temperature=1.0 if 20 <= hour < 40 else temperature)
+    with silent(logging.getLogger("pysoftmax.monitoring")):
+        for hour in range(60):
+            batch = logits[1::2][rng.integers(0, 449, 1000)]
+            monitor.update(logits=batch, temperature=1.0 if 20 <= hour < 40 else temperature)
     with matplotlib.rc_context(plot.STYLE):
         figure = Figure(figsize=(8, 3.6), layout="constrained")
         monitor.plot(figure.subplots())
