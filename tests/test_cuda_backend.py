@@ -36,7 +36,7 @@ class HarnessGpu:
         self._constants = {}
         self.kernels = []
 
-    def recognises(self, array):
+    def owns(self, array):
         return isinstance(array, DeviceArray)
 
     def on(self, array):
@@ -75,7 +75,7 @@ def gpu(monkeypatch):
     gpu = HarnessGpu()
     monkeypatch.setattr(backend, "gpu", gpu)
     monkeypatch.setattr(
-        _dispatch, "find", lambda array: backend if gpu.recognises(array) else cpu(array)
+        _dispatch, "find", lambda array: backend if gpu.owns(array) else cpu(array)
     )
     backend._plan.cache_clear()
     return gpu

@@ -10,6 +10,7 @@ import functools
 import hashlib
 import os
 import sys
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ class Gpu:
 
         return cupy
 
-    def recognises(self, array: Any) -> bool:
+    def owns(self, array: Any) -> bool:
         """Whether this is a CuPy array, without importing CuPy."""
         array_type = getattr(sys.modules.get("cupy"), "ndarray", None)
         return array_type is not None and isinstance(array, array_type)
@@ -60,9 +61,7 @@ class Gpu:
     @functools.cache  # noqa: B019 - there is one Gpu
     def _device(self, number: int) -> cuda.Device:
         device = self.namespace.cuda.Device(number)
-        return cuda.Device(
-            int(device.compute_capability), device.attributes["MultiProcessorCount"]
-        )
+        return cuda.Device(int(device.compute_capability), device.attributes["MultiProcessorCount"])
 
     @functools.lru_cache(256)  # noqa: B019
     def _constant(self, number: int, value: float) -> Array:
@@ -113,14 +112,16 @@ class Gpu:
 gpu = Gpu()
 
 
-class _Namespace:
+class _Namespace(types.ModuleType):
     """``cupy``, imported when something of it is asked for."""
 
     def __getattr__(self, attribute: str) -> Any:
+        if attribute.startswith("__"):
+            raise AttributeError(attribute)
         return getattr(gpu.namespace, attribute)
 
 
-namespace: Any = _Namespace()
+namespace: Any = _Namespace("cupy")
 xp = namespace
 
 _unchecked: contextvars.ContextVar[bool] = contextvars.ContextVar("unchecked", default=False)
@@ -155,7 +156,7 @@ def _on_its_device(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def recognises(array: Any) -> bool:
-    return gpu.recognises(array)
+    return gpu.owns(array)
 
 
 def as_array(x: Any) -> Array:
@@ -175,7 +176,7 @@ def wrap_reduced(result: Array, like: Any, axis: tuple[int, ...]) -> Any:
 
 
 def can_be_written(out: Any) -> bool:
-    return gpu.recognises(out)
+    return gpu.owns(out)
 
 
 def empty(shape: tuple[int, ...], dtype: Any, like: Array) -> Array:
@@ -213,8 +214,7 @@ class _Rows:
         self.inner = int(np.prod(shape[last + 1 :], dtype=np.int64))
         # Axes that lie apart, and columns too long for a thread block, go last, by copies.
         self.moved = last - first + 1 != len(axes) or (
-            self.inner > 1
-            and cuda.plan_columns(itemsize, self.outer, self.n, self.inner) is None
+            self.inner > 1 and cuda.plan_columns(itemsize, self.outer, self.n, self.inner) is None
         )
         if self.moved:
             self.outer, self.inner = int(np.prod(shape, dtype=np.int64)) // self.n, 1
