@@ -74,9 +74,7 @@ def gpu(monkeypatch):
     cpu = _dispatch.find
     gpu = HarnessGpu()
     monkeypatch.setattr(backend, "gpu", gpu)
-    monkeypatch.setattr(
-        _dispatch, "find", lambda array: backend if gpu.owns(array) else cpu(array)
-    )
+    monkeypatch.setattr(_dispatch, "find", lambda array: backend if gpu.owns(array) else cpu(array))
     backend._plan.cache_clear()
     return gpu
 
