@@ -12,6 +12,7 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 try:
     from Cython.Build import cythonize
@@ -139,8 +140,30 @@ class Build(build_ext):
         return True
 
 
+# What NVRTC compiles at run time, in one folder.
+CUDA_SOURCES = sorted(
+    [
+        *Path("src/cuda").glob("*.cu*"),
+        *(Path("src/cpu", name) for name in ("constants.h", "units.h")),
+    ]
+)
+
+
+class Copy(build_py):
+    """Puts the CUDA sources beside the backend that compiles them."""
+
+    def run(self) -> None:
+        super().run()
+        if self.editable_mode:
+            return
+        folder = Path(self.build_lib, "pysoftmax", "backends", "cuda")
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in CUDA_SOURCES:
+            self.copy_file(str(ROOT / path), str(folder / path.name))
+
+
 setup(
     ext_modules=extensions() if not {"egg_info", "dist_info", "sdist"} & set(sys.argv) else [],
-    cmdclass={"build_ext": Build},
+    cmdclass={"build_ext": Build, "build_py": Copy},
     options={"build_ext": {"parallel": os.cpu_count() or 1}},
 )

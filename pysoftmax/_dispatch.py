@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 # name -> (module, extra of pysoftmax that installs its library)
 BUILT_IN = {
     "numpy": ("pysoftmax.backends.numpy", ""),
+    "cupy": ("pysoftmax.backends.cupy", "cuda13"),
     "dask": ("pysoftmax.adapters.dask", "dask"),
     "torch": ("pysoftmax.adapters.torch", "torch"),
     "jax": ("pysoftmax.adapters.jax", "jax"),

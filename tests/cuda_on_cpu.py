@@ -24,6 +24,7 @@ import pytest
 TESTS = Path(__file__).resolve().parent
 HEADER = TESTS / "cuda" / "cuda_on_cpu.h"
 SAMPLES = TESTS / "cuda" / "samples"
+INCLUDES = [f"-I{TESTS.parent / folder}" for folder in ("src/cuda", "src/cpu")]
 CACHE = TESTS.parent / ".pytest_cache" / "d" / "cuda_on_cpu"  # emptied by pytest --cache-clear
 
 COMPILER = "g++"
@@ -32,7 +33,7 @@ FLAGS = ["-x", "c++", "-std=c++17", "-ffp-contract=off", "-fno-strict-aliasing"]
 FLAGS += ["-fPIC", "-fvisibility=hidden"]  # hidden: each library has its own state and kernels
 if platform.machine() in ("x86_64", "AMD64"):
     FLAGS += ["-mfma", "-mf16c"]
-OPTIMISED = ["-O2"]
+OPTIMISED = ["-O1"]
 SANITIZED = ["-O1", "-g1", "-fsanitize=address,alignment", "-fno-sanitize-recover=all"]
 
 KERNEL = re.compile(r'extern\s+"C"\s+__global__\s+void\s+(\w+)\s*\(')
@@ -106,7 +107,7 @@ class Module:
         if sanitize and "libasan" not in os.environ.get("LD_PRELOAD", ""):
             raise RuntimeError("a sanitized module needs a process of python_sanitized")
         flags = FLAGS + (SANITIZED if sanitize else OPTIMISED)
-        flags += [f"-I{SAMPLES}", *(f"-D{k}={v}" for k, v in (defines or {}).items())]
+        flags += [f"-I{SAMPLES}", *INCLUDES, *(f"-D{k}={v}" for k, v in (defines or {}).items())]
         include = ["-include", str(HEADER)]
         listing = _compiler(*flags, "-DCUDA_ON_CPU_LIST", *include, "-E", "-P", str(source))
         self.names = KERNEL.findall(listing)

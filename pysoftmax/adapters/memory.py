@@ -98,5 +98,5 @@ def from_dlpack(array: Any, device: int) -> Array:
     if device in (CPU, CUDA_HOST):
         return np.from_dlpack(array)
     if device in (CUDA, CUDA_MANAGED):
-        return _extras.load("cupy", "cupy", "an array on a CUDA device").from_dlpack(array)
+        return _extras.load("cupy", "cuda13", "an array on a CUDA device").from_dlpack(array)
     raise BufferError(f"pysoftmax reads no memory of device {device} of DLPack")

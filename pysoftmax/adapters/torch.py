@@ -33,7 +33,7 @@ class Torch(Memory):
         if half:
             tensor = tensor.view(torch.int16)
         if tensor.is_cuda:
-            cupy = _extras.load("cupy", "cupy", "a tensor on a CUDA device")
+            cupy = _extras.load("cupy", "cuda13", "a tensor on a CUDA device")
             values: Any = cupy.from_dlpack(tensor)
         else:
             values = tensor.numpy()
@@ -80,7 +80,7 @@ def in_stream_of(tensor: Any) -> Iterator[None]:
     if not tensor.is_cuda:
         yield
         return
-    cupy = _extras.load("cupy", "cupy", "a tensor on a CUDA device")
+    cupy = _extras.load("cupy", "cuda13", "a tensor on a CUDA device")
     stream = sys.modules["torch"].cuda.current_stream(tensor.device).cuda_stream
     with cupy.cuda.Device(tensor.device.index), cupy.cuda.ExternalStream(stream):
         yield

@@ -23,7 +23,8 @@ import numpy as np
     SOFTMAX_VJP,
     LOG_SOFTMAX_VJP,
     DOT,
-) = range(8)
+    SUM,
+) = range(9)
 
 WARP = 32
 MOST_WARPS = 16  # of a thread block that works on one row
@@ -68,6 +69,11 @@ ELEMENTS = np.dtype(
         for name in ("x", "y", "weight", "pos_weight", "out", "grad", "loss", "divisor")
     ]
     + [("n", np.int64)]
+)
+# The struct of labels.cuh.
+LABELS = np.dtype(
+    [(name, np.uint64) for name in ("target", "weight", "sum")]
+    + [(name, np.int64) for name in ("rows", "classes", "ignore_index")]
 )
 
 
@@ -210,8 +216,13 @@ def plan_columns(itemsize: int, outer: int, n: int, inner: int) -> Launch | None
     return Launch({"WIDE_COLUMNS": 1, "CACHED": int(n <= unit.chunk)}, (start,))
 
 
+def plan_elements(kernel: str, itemsize: int, n: int) -> Start:
+    """The start of an elementwise kernel; `n` is not 0."""
+    return Start(kernel, divided(n, 256 * units(itemsize).vector), 256)
+
+
 # Beside this file in an installation, else where they are written.
-_FOLDERS = (
+FOLDERS = (
     Path(__file__).parent / "cuda",
     Path(__file__).parents[2] / "src" / "cuda",
     Path(__file__).parents[2] / "src" / "cpu",
@@ -221,7 +232,7 @@ _FOLDERS = (
 @cache
 def source(name: str = "kernels.cu") -> str:
     """A source file with those of the project that it includes in their places."""
-    path = next(folder / name for folder in _FOLDERS if (folder / name).exists())
+    path = next(folder / name for folder in FOLDERS if (folder / name).exists())
     return re.sub(
         r'^#include "(.*)"$', lambda match: source(match[1]), path.read_text(), flags=re.MULTILINE
     )

@@ -20,14 +20,17 @@ enum Operation {
     SOFTMAX_VJP,
     LOG_SOFTMAX_VJP,
     DOT,
+    SUM,  // of y, in double whatever `real` is
 };
 
 // What the operation of this module needs, constant.
 enum : bool {
     STORES_EXP = OPERATION == SOFTMAX || OPERATION == CROSS_ENTROPY_WITH_GRAD,
-    IS_PRODUCT = OPERATION == SOFTMAX_VJP || OPERATION == LOG_SOFTMAX_VJP || OPERATION == DOT,
+    IS_SUM = OPERATION == LOG_SOFTMAX_VJP || OPERATION == SUM,
+    IS_PRODUCT = OPERATION == SOFTMAX_VJP || OPERATION == DOT || IS_SUM,
     IS_LOSS = OPERATION == CROSS_ENTROPY || OPERATION == CROSS_ENTROPY_WITH_GRAD,
-    HAS_OUT = OPERATION != LOGSUMEXP && OPERATION != CROSS_ENTROPY && OPERATION != DOT,
+    HAS_OUT = OPERATION != LOGSUMEXP && OPERATION != CROSS_ENTROPY && OPERATION != DOT
+              && OPERATION != SUM,
     HAS_DOT = IS_PRODUCT || DENSE,
 };
 
@@ -213,9 +216,9 @@ DEVICE real sum_products(const Row &row, int64 column, int64 n) {
     UNROLL for (int v = 0; v < VECTOR; v++) dot[v] = 0;
     UNROLL for (int s = 0; s < rows; s++) {
         load_y(row, column + s * LANES, n, y);
-        if (OPERATION != LOG_SOFTMAX_VJP) load_x(row, column + s * LANES, n, x);
+        if (!IS_SUM) load_x(row, column + s * LANES, n, x);
         UNROLL for (int v = 0; v < VECTOR; v++)
-            dot[v] = OPERATION == LOG_SOFTMAX_VJP ? y[v] + dot[v] : r_fma(x[v], y[v], dot[v]);
+            dot[v] = IS_SUM ? y[v] + dot[v] : r_fma(x[v], y[v], dot[v]);
     }
     return add_lanes<width>(dot);
 }
@@ -428,6 +431,7 @@ DEVICE Last finish(const Task &task, int64 row, const View &view, const Partial 
     last.m = IS_PRODUCT ? (real)whole.dot : (real)whole.max;
     if (IS_PRODUCT) {
         if (OPERATION == DOT && writer) set_row_out(task, row, whole.dot);
+        if (OPERATION == SUM && writer) ((double *)task.row_out)[row] = whole.dot;
         return last;
     }
     if (view.limit || !in_reach<true>(view, (real)whole.max)) {

@@ -1,0 +1,663 @@
+"""CuPy arrays, through the CUDA kernels of src/cuda. Importing this imports no CuPy.
+
+Everything runs on the current stream, on the device of the first array, and waits for it only
+to check what arrays hold: labels, target probabilities, temperatures.
+"""
+
+import contextlib
+import contextvars
+import functools
+import hashlib
+import os
+import sys
+import types
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pysoftmax.backends import _cuda as cuda
+
+Array = Any
+
+name = "cupy"
+library = "cupy-cuda13x[ctk]"
+
+# --------------------------------------------------------------------------------- the device
+
+# Nothing is fused and no subnormal lost but where the source says so. CuPy's RawModule adds
+# -ftz=true after all other options, which wins, so modules are compiled here.
+OPTIONS = ("-std=c++17", "-fmad=false", "-ftz=false")
+
+
+class Gpu:
+    """All that is asked of CuPy beside what its arrays and functions share with NumPy's."""
+
+    def __init__(self) -> None:
+        self._functions: dict[Any, Any] = {}
+
+    @functools.cached_property
+    def namespace(self) -> Any:
+        """The module ``cupy``."""
+        import cupy
+
+        return cupy
+
+    def owns(self, array: Any) -> bool:
+        """Whether this is a CuPy array, without importing CuPy."""
+        array_type = getattr(sys.modules.get("cupy"), "ndarray", None)
+        return array_type is not None and isinstance(array, array_type)
+
+    def on(self, array: Array) -> Any:
+        """A context in which the device of `array` is the current one."""
+        current = self.namespace.cuda.runtime.getDevice()
+        return contextlib.nullcontext() if array.device.id == current else array.device
+
+    def device(self) -> cuda.Device:
+        """The current device."""
+        return self._device(self.namespace.cuda.runtime.getDevice())
+
+    @functools.cache  # noqa: B019 - there is one Gpu
+    def _device(self, number: int) -> cuda.Device:
+        device = self.namespace.cuda.Device(number)
+        return cuda.Device(int(device.compute_capability), device.attributes["MultiProcessorCount"])
+
+    @functools.lru_cache(256)  # noqa: B019
+    def _constant(self, number: int, value: float) -> Array:
+        array = self.namespace.full(1, value, np.float64)
+        # Another stream may use it next.
+        self.namespace.cuda.get_current_stream().synchronize()
+        return array
+
+    def constant(self, value: float) -> Array:
+        """An array of one float64 on the current device, made once."""
+        return self._constant(self.namespace.cuda.runtime.getDevice(), value)
+
+    def pointer(self, array: Array) -> int:
+        """Where the first element is."""
+        return array.data.ptr  # type: ignore[no-any-return]
+
+    def launch(
+        self, defines: tuple[tuple[str, int], ...], start: cuda.Start, task: np.ndarray[Any, Any]
+    ) -> None:
+        """Start one kernel on the current stream."""
+        key = self.namespace.cuda.runtime.getDevice(), defines, start.kernel
+        function = self._functions.get(key)
+        if function is None:
+            module = self.namespace.RawModule(path=str(self._compiled(defines)))
+            function = self._functions.setdefault(key, module.get_function(start.kernel))
+        function((start.blocks,), (start.threads,), (task,), shared_mem=start.shared)
+
+    def _compiled(self, defines: tuple[tuple[str, int], ...]) -> Path:
+        """The file that holds a module for the current device, compiled if it is not there."""
+        from cupy.cuda import compiler, nvrtc
+
+        architecture = self.namespace.cuda.Device().compute_capability
+        options = OPTIONS + tuple(f"-D{macro}={value}" for macro, value in defines)
+        source = cuda.source()
+        text = repr((source, options, architecture, nvrtc.getVersion()))
+        folder = os.environ.get("CUPY_CACHE_DIR") or Path.home() / ".cupy" / "kernel_cache"
+        path = Path(folder, f"pysoftmax-{hashlib.sha256(text.encode()).hexdigest()[:40]}.cubin")
+        if not path.exists():
+            options = self.namespace._core.core.assemble_cupy_compiler_options(options)
+            binary, _ = compiler.compile_using_nvrtc(source, options, arch=architecture)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part = path.with_suffix(f".{os.getpid()}")
+            part.write_bytes(binary)
+            os.replace(part, path)  # whole or not at all
+        return path
+
+
+gpu = Gpu()
+
+
+class _Namespace(types.ModuleType):
+    """``cupy``, imported when something of it is asked for."""
+
+    def __getattr__(self, attribute: str) -> Any:
+        if attribute.startswith("__"):
+            raise AttributeError(attribute)
+        return getattr(gpu.namespace, attribute)
+
+
+namespace: Any = _Namespace("cupy")
+xp = namespace
+
+_unchecked: contextvars.ContextVar[bool] = contextvars.ContextVar("unchecked", default=False)
+
+
+@contextlib.contextmanager
+def deferred_checks() -> Iterator[None]:
+    """Within, labels and target probabilities are not read back, so that no call waits.
+
+    A label outside [0, C) then gives NaN as the row's loss and gradient, and target
+    probabilities are used as they are.
+    """
+    token = _unchecked.set(True)
+    try:
+        yield
+    finally:
+        _unchecked.reset(token)
+
+
+def _on_its_device(function: Callable[..., Any]) -> Callable[..., Any]:
+    """With the device of the first array as the current one."""
+
+    @functools.wraps(function)
+    def call(array: Array, *arguments: Any) -> Any:
+        with gpu.on(array):
+            return function(array, *arguments)
+
+    return call
+
+
+# ----------------------------------------------------------------------------------- arrays
+
+
+def recognises(array: Any) -> bool:
+    return gpu.owns(array)
+
+
+def as_array(x: Any) -> Array:
+    return xp.asarray(x)
+
+
+def mask_of(x: Any) -> Array | None:
+    return None
+
+
+def wrap(result: Array, like: Any) -> Any:
+    return result
+
+
+def wrap_reduced(result: Array, like: Any, axis: tuple[int, ...]) -> Any:
+    return result
+
+
+def can_be_written(out: Any) -> bool:
+    return gpu.owns(out)
+
+
+def empty(shape: tuple[int, ...], dtype: Any, like: Array) -> Array:
+    with gpu.on(like):
+        return xp.empty(shape, dtype)
+
+
+def _real(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """What the kernels compute a result of `dtype` in: the half precisions in float32."""
+    return np.dtype(np.float32) if dtype.itemsize == 2 else dtype
+
+
+def _apart(out: Array, *inputs: Array | None) -> bool:
+    """Whether `out` may be written while the inputs are read: one may be `out` itself."""
+    shared = [i for i in inputs if i is not None and xp.may_share_memory(i, out)]
+    if not shared:
+        return True
+    same = shared[0]
+    return (
+        len(shared) == 1
+        and gpu.pointer(same) == gpu.pointer(out)
+        and same.strides == out.strides
+        and same.shape == out.shape
+    )
+
+
+class _Rows:
+    """How arrays of one shape are seen as (outer, n, inner), with `axes` as n."""
+
+    def __init__(self, shape: tuple[int, ...], axes: tuple[int, ...], itemsize: int) -> None:
+        self.shape, self.axes = shape, axes
+        first, last = (axes[0], axes[-1]) if axes else (len(shape), len(shape) - 1)
+        self.n = int(np.prod([shape[i] for i in axes], dtype=np.int64))
+        self.outer = int(np.prod(shape[:first], dtype=np.int64))
+        self.inner = int(np.prod(shape[last + 1 :], dtype=np.int64))
+        # Axes that lie apart, and columns too long for a thread block, go last, by copies.
+        self.moved = last - first + 1 != len(axes) or (
+            self.inner > 1 and cuda.plan_columns(itemsize, self.outer, self.n, self.inner) is None
+        )
+        if self.moved:
+            self.outer, self.inner = int(np.prod(shape, dtype=np.int64)) // self.n, 1
+        self.last = tuple(range(len(shape) - len(axes), len(shape)))
+
+    def of(self, array: Array) -> Array:
+        """`array` as the kernels read it: a view where strides allow one."""
+        if self.moved:
+            array = xp.moveaxis(array, self.axes, self.last)
+        rows = array.reshape(self.outer, self.n, self.inner)
+        size, strides = array.dtype.itemsize, rows.strides
+        neighbours = 2 if self.inner > 1 else 1
+        whole = rows.shape[neighbours] == 1 or strides[neighbours] == size
+        return rows if whole and not any(s % size for s in strides) else rows.copy(order="C")
+
+    def back(self, rows: Array, out: Array) -> None:
+        """Copy what `of` made into `out`."""
+        if self.moved:
+            shape = xp.moveaxis(out, self.axes, self.last).shape
+            rows = xp.moveaxis(rows.reshape(shape), self.last, self.axes)
+        out[...] = rows.reshape(out.shape)
+
+
+@functools.lru_cache(4096)
+def _rows(shape: tuple[int, ...], axes: tuple[int, ...], itemsize: int) -> _Rows:
+    return _Rows(shape, axes, itemsize)
+
+
+@functools.lru_cache(4096)
+def _plan(
+    operation: int,
+    dtype: np.dtype[Any],
+    layout: tuple[int, int, int],
+    general: bool,
+    dense: bool,
+    device: cuda.Device,
+) -> tuple[tuple[tuple[str, int], ...], cuda.Launch, np.ndarray[Any, Any]]:
+    """Definitions, launch, and a task with what does not change between calls."""
+    outer, n, inner = layout
+    plan = (
+        cuda.plan_rows(dtype.itemsize, outer, n, device)
+        if inner == 1
+        else cuda.plan_columns(dtype.itemsize, outer, n, inner)
+    )
+    assert plan is not None
+    defines = {
+        **cuda.element_defines(dtype.name),
+        "OPERATION": operation,
+        "GENERAL": int(general),
+        "DENSE": int(dense),
+        **plan.defines,
+    }
+    task = np.zeros((), cuda.TASK)
+    task["outer"], task["n"], task["inner"] = layout
+    return tuple(defines.items()), plan, task
+
+
+def _run(
+    operation: int,
+    rows: _Rows,
+    x: Array,
+    *,
+    y: Array | None = None,
+    out: Array | None = None,
+    mask: Array | None = None,
+    row_out: Array | None = None,
+    temperature: Any = 1.0,
+    target: Array | None = None,
+    class_weight: Array | None = None,
+    ignore_index: int = 0,
+    label_smoothing: float = 0.0,
+    divisor: Any = 1.0,
+    dense: bool = False,
+) -> None:
+    """Fill in a task and launch it; arrays are as `_Rows.of` gives them, or one per row."""
+    general = not (isinstance(temperature, float) and temperature == 1.0)
+    layout = rows.outer, rows.n, rows.inner
+    defines, plan, template = _plan(operation, x.dtype, layout, general, dense, gpu.device())
+    task = template.copy()
+    if general:
+        scalar = isinstance(temperature, float)
+        temperature = gpu.constant(temperature) if scalar else temperature
+        task["temperature"] = gpu.pointer(temperature)
+        task["temperature_step"] = not scalar
+    for field, array in (("x", x), ("y", y), ("out", out)):
+        if array is not None:
+            size = array.dtype.itemsize
+            task[field] = gpu.pointer(array)
+            task[f"{field}_outer"] = array.strides[0] // size
+            task[f"{field}_n"] = array.strides[1] // size
+    if mask is not None:
+        task["mask"] = gpu.pointer(mask)
+    if row_out is not None:
+        task["row_out"] = gpu.pointer(row_out)
+    if operation in (cuda.CROSS_ENTROPY, cuda.CROSS_ENTROPY_WITH_GRAD):
+        if isinstance(divisor, int | float):
+            divisor = gpu.constant(float(divisor))
+        task["divisor"] = gpu.pointer(divisor)
+        task["ignore_index"] = ignore_index
+        task["label_smoothing"] = label_smoothing
+        if target is not None:
+            task["target"] = gpu.pointer(target)
+        if class_weight is not None:
+            task["class_weight"] = gpu.pointer(class_weight)
+    if plan.partials:
+        partials = xp.empty(plan.partials * cuda.PARTIAL_BYTES, np.uint8)
+        task["partials"] = gpu.pointer(partials)
+    for start in plan.starts:
+        gpu.launch(defines, start, task)
+
+
+class _Output:
+    """Where the kernels write what goes to `out`: itself if that is safe, else a stand-in."""
+
+    def __init__(self, out: Array, rows: _Rows, *inputs: Array | None) -> None:
+        self.out, self.rows = out, rows
+        self.view = rows.of(out)
+        self.direct = xp.may_share_memory(self.view, out) and _apart(out, *inputs)
+        if not self.direct:
+            self.view = xp.empty((rows.outer, rows.n, rows.inner), out.dtype)
+
+    def finish(self) -> None:
+        if not self.direct:
+            self.rows.back(self.view, self.out)
+
+
+def _row_output(out: Array, *inputs: Array | None) -> Array:
+    """A contiguous array for one value per row: `out` itself where that is safe."""
+    if (
+        out.dtype == _real(out.dtype)
+        and out.flags.c_contiguous
+        and not any(i is not None and xp.may_share_memory(i, out) for i in inputs)
+    ):
+        return out
+    return xp.empty(out.shape, _real(out.dtype))
+
+
+def _temperatures(temperature: Any, out: Array | None) -> Any:
+    """A float, or temperatures in the order of the rows, apart from `out`."""
+    if isinstance(temperature, float):
+        return temperature
+    values = xp.ascontiguousarray(temperature, dtype=np.float64).reshape(-1)
+    overlaps = out is not None and xp.may_share_memory(values, out)
+    return values.copy() if overlaps else values
+
+
+def _mask(where: Array | None, rows: _Rows) -> Array | None:
+    return None if where is None else xp.ascontiguousarray(rows.of(where))
+
+
+# -------------------------------------------------------------------------------- functions
+
+
+def _map(
+    operation: int,
+    x: Array,
+    axis: tuple[int, ...],
+    out: Array,
+    where: Array | None,
+    temperature: Any,
+) -> None:
+    rows = _rows(x.shape, axis, out.dtype.itemsize)
+    x = x.astype(out.dtype, copy=False)
+    output = _Output(out, rows, x, where)
+    _run(
+        operation,
+        rows,
+        rows.of(x),
+        out=output.view,
+        mask=_mask(where, rows),
+        temperature=_temperatures(temperature, out),
+    )
+    output.finish()
+
+
+@_on_its_device
+def softmax(
+    x: Array, axis: tuple[int, ...], out: Array, where: Array | None, temperature: Any
+) -> None:
+    _map(cuda.SOFTMAX, x, axis, out, where, temperature)
+
+
+@_on_its_device
+def log_softmax(
+    x: Array, axis: tuple[int, ...], out: Array, where: Array | None, temperature: Any
+) -> None:
+    _map(cuda.LOG_SOFTMAX, x, axis, out, where, temperature)
+
+
+@_on_its_device
+def logsumexp(x: Array, axis: tuple[int, ...], out: Array, where: Array | None) -> None:
+    rows = _rows(x.shape, axis, out.dtype.itemsize)
+    x = x.astype(out.dtype, copy=False)
+    result = _row_output(out, x, where)
+    _run(cuda.LOGSUMEXP, rows, rows.of(x), mask=_mask(where, rows), row_out=result)
+    if result is not out:
+        out[...] = result
+
+
+@_on_its_device
+def dot(x: Array, y: Array, axis: tuple[int, ...], out: Array) -> None:
+    rows = _rows(x.shape, axis, out.dtype.itemsize)
+    x, y = x.astype(out.dtype, copy=False), y.astype(out.dtype, copy=False)
+    result = _row_output(out, x, y)
+    _run(cuda.DOT, rows, rows.of(x), y=rows.of(y), row_out=result)
+    if result is not out:
+        out[...] = result
+
+
+@_on_its_device
+def cross_entropy(
+    logits: Array,
+    target: Array,
+    axis: int,
+    weight: Array | None,
+    ignore_index: int,
+    label_smoothing: float,
+    temperature: Any,
+    loss: Array,
+    grad: Array | None,
+    divisor: Any,
+) -> None:
+    wanted = loss.dtype if grad is None else grad.dtype
+    # Half precisions are read as they are, whatever float32 results they give.
+    if not (logits.dtype.kind not in "biu" and _real(logits.dtype) == wanted):
+        logits = logits.astype(wanted, copy=False)
+    rows = _rows(logits.shape, (axis,), logits.dtype.itemsize)
+    labels = _labels(target) if target.dtype.kind in "iu" else None
+    probabilities = None
+    if labels is None:
+        probabilities = rows.of(target.astype(_real(logits.dtype), copy=False))
+    output = None if grad is None else _Output(grad, rows, logits, probabilities, labels)
+    row_out = _row_output(loss)
+    _run(
+        cuda.CROSS_ENTROPY if output is None else cuda.CROSS_ENTROPY_WITH_GRAD,
+        rows,
+        rows.of(logits),
+        y=probabilities,
+        out=None if output is None else output.view,
+        row_out=row_out,
+        temperature=_temperatures(temperature, grad),
+        target=labels,
+        class_weight=weight,
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+        divisor=divisor,
+        dense=labels is None or label_smoothing != 0,
+    )
+    if row_out is not loss:
+        loss[...] = row_out
+    if output is not None:
+        output.finish()
+
+
+def _labels(target: Array) -> Array:
+    if target.dtype == np.uint64:
+        # So that a huge label stays out of range instead of wrapping.
+        target = xp.minimum(target, np.uint64(np.iinfo(np.int64).max))
+    return xp.ascontiguousarray(target, dtype=np.int64)
+
+
+@_on_its_device
+def check_labels(target: Array, classes: int, ignore_index: int) -> None:
+    if _unchecked.get() or not target.size:
+        return
+    labels = _labels(target)
+    bad = ((labels < 0) | (labels >= classes)) & (labels != ignore_index)
+    if not bool(bad.any()):
+        return
+    index = tuple(int(i) for i in np.unravel_index(int(bad.argmax()), target.shape))
+    place = f"target[{', '.join(map(str, index))}]" if index else "target"
+    raise IndexError(
+        f"{place} is {int(target[index])}: class labels must be in [0, {classes}), "
+        f"or ignore_index={ignore_index}"
+    )
+
+
+def check_within(name: str, array: Array, lowest: float, highest: float) -> None:
+    if _unchecked.get() or not array.size:
+        return
+    with gpu.on(array):
+        if not bool((array.min() >= lowest) & (array.max() <= highest)):
+            raise ValueError(f"{name} must be in [{lowest:g}, {highest:g}] and not NaN")
+
+
+@_on_its_device
+def sum_of_weights(target: Array, weight: Array | None, ignore_index: int) -> Any:
+    """A float64 array without dimensions, which nothing has waited for."""
+    labels = _labels(target)
+    if weight is None:
+        # Exact, whatever the order.
+        return (labels != ignore_index).sum(dtype=np.float64)
+    result = xp.empty((), np.float64)
+    task = np.zeros((), cuda.LABELS)
+    for field, array in (("target", labels), ("weight", weight), ("sum", result)):
+        task[field] = gpu.pointer(array)
+    task["rows"], task["classes"], task["ignore_index"] = labels.size, weight.size, ignore_index
+    gpu.launch(_WEIGHTS, cuda.Start("sum_of_weights", 1, cuda.WARP), task)
+    return result
+
+
+_WEIGHTS = (("LABELS", 1), *cuda.element_defines("float64").items())
+
+
+@_on_its_device
+def sum(x: Array) -> Any:
+    """A float64 array without dimensions, which nothing has waited for."""
+    result = xp.zeros((), np.float64)
+    if x.size:
+        flat = xp.ascontiguousarray(x).reshape(1, -1, 1)
+        rows = _rows((x.size,), (0,), x.dtype.itemsize)
+        _run(cuda.SUM, rows, flat, y=flat, row_out=result)
+    return result
+
+
+def quotient(total: Any, divisor: Any, dtype: np.dtype[Any]) -> Any:
+    """An array without dimensions, which nothing has waited for."""
+    total = xp.asarray(total)
+    with gpu.on(total):
+        if isinstance(divisor, int | float):
+            return (total / divisor if divisor else total * np.nan).astype(dtype)
+        none = divisor == 0
+        return xp.where(none, np.nan, total / xp.where(none, 1.0, divisor)).astype(dtype)
+
+
+def _elementwise(kernel: str, dtype: np.dtype[Any], n: int, **operands: Array | None) -> None:
+    task = np.zeros((), cuda.ELEMENTS)
+    task["n"] = n
+    for field, array in operands.items():
+        if array is not None:
+            task[field] = gpu.pointer(array)
+    defines = (("ELEMENTWISE", 1), *cuda.element_defines(dtype.name).items())
+    gpu.launch(defines, cuda.plan_elements(kernel, dtype.itemsize, n), task)
+
+
+def _contiguous(array: Array | None, dtype: np.dtype[Any]) -> Array | None:
+    return None if array is None else xp.ascontiguousarray(array, dtype=dtype)
+
+
+def _flat_output(out: Array, *inputs: Array | None) -> Array:
+    """A contiguous array of the shape of `out`: `out` itself where that is safe."""
+    if out.flags.c_contiguous and _apart(out, *inputs):
+        return out
+    return xp.empty(out.shape, out.dtype)
+
+
+def _map_elements(kernel: str, x: Array, out: Array) -> None:
+    source = _contiguous(x, out.dtype)
+    result = _flat_output(out, source)
+    _elementwise(kernel, out.dtype, out.size, x=source, out=result)
+    if result is not out:
+        out[...] = result
+
+
+@_on_its_device
+def sigmoid(x: Array, out: Array) -> None:
+    _map_elements("sigmoid", x, out)
+
+
+@_on_its_device
+def log_sigmoid(x: Array, out: Array) -> None:
+    _map_elements("log_sigmoid", x, out)
+
+
+@_on_its_device
+def binary_cross_entropy(
+    logits: Array,
+    target: Array,
+    weight: Array | None,
+    pos_weight: Array | None,
+    loss: Array | None,
+    grad: Array | None,
+    divisor: Any,
+) -> Any:
+    wanted = next((o.dtype for o in (loss, grad) if o is not None), None)
+    if wanted is None:
+        wanted = logits.dtype if logits.dtype.itemsize == 2 else None
+        if wanted is None or logits.dtype.kind in "biu":
+            wanted = np.result_type(logits.dtype, np.float32)
+    x, y, w, v = (_contiguous(a, wanted) for a in (logits, target, weight, pos_weight))
+    grads = None if grad is None else _flat_output(grad, x, y, w, v)
+    direct = loss is not None and loss.dtype == _real(wanted) and loss.flags.c_contiguous
+    losses = loss if direct else xp.empty(logits.shape, _real(wanted))
+    _elementwise(
+        "binary_cross_entropy",
+        wanted,
+        logits.size,
+        x=x,
+        y=y,
+        weight=w,
+        pos_weight=v,
+        grad=grads,
+        loss=losses,
+        divisor=gpu.constant(float(divisor)),
+    )
+    if grad is not None and grads is not grad:
+        grad[...] = grads
+    if loss is None:
+        return sum(losses)
+    if losses is not loss:
+        loss[...] = losses
+    return 0.0
+
+
+@_on_its_device
+def _vjp(
+    grad_output: Array,
+    values: Array,
+    axis: tuple[int, ...],
+    temperature: Any,
+    out: Array,
+    operation: int,
+) -> None:
+    rows = _rows(values.shape, axis, out.dtype.itemsize)
+    values = values.astype(out.dtype, copy=False)
+    grad_output = grad_output.astype(out.dtype, copy=False)
+    output = _Output(out, rows, values, grad_output)
+    _run(
+        operation,
+        rows,
+        rows.of(values),
+        y=rows.of(grad_output),
+        out=output.view,
+        temperature=_temperatures(temperature, out),
+    )
+    output.finish()
+
+
+def softmax_vjp(
+    grad_output: Array,
+    probabilities: Array,
+    axis: tuple[int, ...],
+    temperature: Any,
+    out: Array,
+) -> None:
+    _vjp(grad_output, probabilities, axis, temperature, out, cuda.SOFTMAX_VJP)
+
+
+def log_softmax_vjp(
+    grad_output: Array,
+    log_probabilities: Array,
+    axis: tuple[int, ...],
+    temperature: Any,
+    out: Array,
+) -> None:
+    _vjp(grad_output, log_probabilities, axis, temperature, out, cuda.LOG_SOFTMAX_VJP)
