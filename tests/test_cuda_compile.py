@@ -3,12 +3,18 @@
 NVRTC needs no device. First, that the gate can close: kernels that spill, and others.
 """
 
+import dataclasses
+import itertools
+
 import nvrtc
 import pytest
-from cuda_on_cpu import SAMPLES
+from cuda_on_cpu import SAMPLES, TESTS
+
+from pysoftmax.backends import _cuda
 
 pytestmark = pytest.mark.usefixtures("_compiler")
 
+KERNELS = TESTS.parent / "src" / "cuda" / "kernels.cu"
 SUMS, REGISTERS = SAMPLES / "sums.cu", SAMPLES / "registers.cu"
 
 
@@ -77,3 +83,53 @@ def test_an_error_holds_the_log(tmp_path):
     source.write_text('extern "C" __global__ void k(unknown *x) {}')
     with pytest.raises(nvrtc.CompileError, match='identifier "unknown" is undefined'):
         nvrtc.compiled(source, "sm_90")
+
+
+# --- the kernels --------------------------------------------------------------------------------
+
+DEVICE = _cuda.Device(architecture=90, multiprocessors=132)
+# Thread blocks of 16 warps leave 128 registers to a thread: a few values of what follows the sums
+# once per row go through memory there.
+SPILLS = {"long_rows": 128}
+
+
+def instances():
+    """(architecture, dtype, definitions): every kernel, in turn with everything else."""
+    turns = itertools.cycle(
+        itertools.product(
+            ("float32", "bfloat16", "float64", "float16"),
+            (_cuda.SOFTMAX, _cuda.CROSS_ENTROPY_WITH_GRAD, _cuda.LOG_SOFTMAX, _cuda.SOFTMAX_VJP),
+        )
+    )
+    places = itertools.cycle(nvrtc.ARCHITECTURES)
+    for rows in (3, 60, 500, 2000, 100_000, 1_000_000):
+        for general in (0, 1):
+            dtype, operation = next(turns)
+            size = {"float32": 4, "float64": 8}.get(dtype, 2)
+            arch = next(places)
+            device = dataclasses.replace(DEVICE, architecture=int(arch.removeprefix("sm_")))
+            for plan in (
+                _cuda.plan_rows(size, 10_000, rows, device),
+                _cuda.plan_columns(size, 100, rows, 1000),
+            ):
+                if plan is not None:
+                    other = {"OPERATION": operation, "GENERAL": general, "DENSE": 0}
+                    yield arch, dtype, {**_cuda.element_defines(dtype), **other, **plan.defines}
+
+
+def name_of(value):
+    if isinstance(value, dict):
+        return "-".join(f"{k}={v}" for k, v in value.items() if k not in ("BFLOAT16", "DENSE"))
+    return value
+
+
+@pytest.mark.parametrize(("arch", "dtype", "defines"), [*instances()], ids=name_of)
+def test_kernels_stay_in_registers_and_read_16_bytes_at_a_time(arch, dtype, defines):
+    options = (*nvrtc.OPTIONS, *(f"-I{folder}" for folder in _cuda.FOLDERS))
+    macros = tuple(f"{k}={v}" for k, v in defines.items())
+    compiled = nvrtc.compiled(KERNELS, arch, macros, options)
+    assert ".ftz" not in compiled.ptx.replace("rcp.approx.ftz.f64", "")
+    for name, kernel in compiled.kernels.items():
+        assert kernel.spills <= SPILLS.get(name, 0), name
+        if name.endswith("_rows") or name in ("stream_sum", "stream_write"):
+            assert kernel.wide("ld") > 0, name

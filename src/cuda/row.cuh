@@ -755,9 +755,11 @@ enum {
     FITTING = VALUES / (VECTOR * LANE_ROWS) > 0 ? VALUES / (VECTOR * LANE_ROWS) : 1,
     TOGETHER = WIDTH < FITTING ? WIDTH : FITTING,
     SIDE_BY_SIDE = WARP / WIDTH,
+    // Thread blocks of a multiprocessor: 128 registers to a thread, more where 64 values want them.
+    RESIDENT = TOGETHER * LANE_ROWS * VECTOR * sizeof(real) > 128 ? 3 : 4,
 };
 
-extern "C" __global__ void __launch_bounds__(128, 5) short_rows(const ARGUMENT Task task) {
+extern "C" __global__ void __launch_bounds__(128, RESIDENT) short_rows(const ARGUMENT Task task) {
     const int lane = threadIdx.x % WARP, place = lane % WIDTH, group = lane - place;
     const int64 rows = task.outer, warp = ((int64)blockIdx.x * blockDim.x + threadIdx.x) / WARP;
     const int64 first = warp * SIDE_BY_SIDE * TOGETHER + lane / WIDTH;
