@@ -439,7 +439,7 @@ def cross_entropy(
 ) -> None:
     wanted = loss.dtype if grad is None else grad.dtype
     # Half precisions are read as they are, whatever float32 results they give.
-    if not (logits.dtype.kind not in "biu" and _real(logits.dtype) == wanted):
+    if logits.dtype.kind in "biu" or _real(logits.dtype) != wanted:
         logits = logits.astype(wanted, copy=False)
     rows = _rows(logits.shape, (axis,), logits.dtype.itemsize)
     labels = _labels(target) if target.dtype.kind in "iu" else None

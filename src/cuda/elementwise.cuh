@@ -26,22 +26,21 @@ DEVICE int64 own_column() {
     return ((int64)blockIdx.x * blockDim.x + threadIdx.x) * VECTOR;
 }
 
-extern "C" __global__ void __launch_bounds__(256) sigmoid(const Elements elements) {
+template <real (*function)(real)> DEVICE void map_elements(const Elements &elements) {
     const int64 column = own_column();
     if (column >= elements.n) return;
     real x[VECTOR];
     load_vector(elements.x, 1, column, elements.n, is_aligned(elements.x, 0), 0, x);
-    UNROLL for (int v = 0; v < VECTOR; v++) x[v] = sigmoid_of(x[v]);
+    UNROLL for (int v = 0; v < VECTOR; v++) x[v] = function(x[v]);
     store_vector(elements.out, 1, column, elements.n, is_aligned(elements.out, 0), x);
 }
 
-extern "C" __global__ void __launch_bounds__(256) log_sigmoid(const Elements elements) {
-    const int64 column = own_column();
-    if (column >= elements.n) return;
-    real x[VECTOR];
-    load_vector(elements.x, 1, column, elements.n, is_aligned(elements.x, 0), 0, x);
-    UNROLL for (int v = 0; v < VECTOR; v++) x[v] = log_sigmoid_of(x[v]);
-    store_vector(elements.out, 1, column, elements.n, is_aligned(elements.out, 0), x);
+extern "C" __global__ void __launch_bounds__(256) sigmoid(const ARGUMENT Elements elements) {
+    map_elements<sigmoid_of>(elements);
+}
+
+extern "C" __global__ void __launch_bounds__(256) log_sigmoid(const ARGUMENT Elements elements) {
+    map_elements<log_sigmoid_of>(elements);
 }
 
 extern "C" __global__ void __launch_bounds__(256) binary_cross_entropy(const Elements elements) {

@@ -407,6 +407,10 @@ DEVICE bool is_wrong(const Task &task, int64 row) {
     return IS_LOSS && task.target && (uint64)task.target[row] >= (uint64)task.n;
 }
 
+DEVICE bool is_skipped(const Task &task, int64 row) {
+    return is_ignored(task, row) || is_wrong(task, row);
+}
+
 DEVICE double spike_weight(const Task &task, int64 row) {
     if (!task.target) return 0;
     double weight = 1 - task.label_smoothing;
@@ -744,6 +748,14 @@ static __device__ __noinline__ void set_aside_row(const Task &task, int64 number
     if (!skip_row(task, row)) special_row(task, row, row_view(task, number), m);
 }
 
+// The rows that lanes of a warp set aside, one after the other; own: the row of this lane.
+DEVICE void set_aside_rows(const Task &task, int64 own, unsigned lanes, real m) {
+    for (; lanes; lanes &= lanes - 1) {
+        const int which = __ffs((int)lanes) - 1;
+        set_aside_row(task, from_lane(own, which), from_lane(m, which));
+    }
+}
+
 // ------------------------------------------------------------------------------ short rows
 
 #if defined(SHORT_ROWS)
@@ -804,7 +816,7 @@ extern "C" __global__ void __launch_bounds__(128, RESIDENT) short_rows(const ARG
     const bool has_own = place < TOGETHER && own < rows;
     const Row row = row_of(task, has_own ? own : rows - 1);
     const View view = row_view(task, row.number);
-    const bool skipped = is_ignored(task, row.number) || is_wrong(task, row.number);
+    const bool skipped = is_skipped(task, row.number);
     Last last;
     last.special = false;
     if (!skipped)
@@ -830,10 +842,7 @@ extern "C" __global__ void __launch_bounds__(128, RESIDENT) short_rows(const ARG
             }
         }
     }
-    for (unsigned rest = set_aside; rest; rest &= rest - 1) {
-        const int which = __ffs((int)rest) - 1;
-        set_aside_row(task, from_lane(own, which), from_lane((real)mine.max, which));
-    }
+    set_aside_rows(task, own, set_aside, (real)mine.max);
 }
 #endif
 
@@ -853,7 +862,7 @@ extern "C" __global__ void __launch_bounds__(MOST_WARPS * WARP) CLUSTER_DIMS
     const View view = row_view(task, row.number);
     const int64 begin = ((int64)rank * warps + warp) * BLOCK;
     const int blocks = (int)((task.n + BLOCK - 1) / BLOCK);
-    if (is_ignored(task, row.number) || is_wrong(task, row.number)) {
+    if (is_skipped(task, row.number)) {
         if (rank == 0 && warp == 0) set_aside_row(task, row.number, 0);
         return;
     }
@@ -913,7 +922,7 @@ DEVICE int64 blocks_of(const Task &task) { return (task.n + BLOCK - 1) / BLOCK; 
 extern "C" __global__ void __launch_bounds__(128) stream_sum(const ARGUMENT Task task) {
     const int64 warp = ((int64)blockIdx.x * blockDim.x + threadIdx.x) / WARP;
     const int64 blocks = blocks_of(task), number = warp / blocks, begin = warp % blocks * BLOCK;
-    if (number >= task.outer || is_ignored(task, number) || is_wrong(task, number)) return;
+    if (number >= task.outer || is_skipped(task, number)) return;
     const Row row = row_of(task, number);
     Tile x;
     if (!IS_PRODUCT) load_tile(row, begin, task.n, x);
@@ -925,7 +934,7 @@ extern "C" __global__ void __launch_bounds__(512) stream_merge(const ARGUMENT Ta
     const int64 blocks = blocks_of(task);
     const Row row = row_of(task, blockIdx.x);
     Partial *partials = task.partials + row.number * blocks;
-    if (is_ignored(task, row.number) || is_wrong(task, row.number)) {
+    if (is_skipped(task, row.number)) {
         if (threadIdx.x < WARP) set_aside_row(task, row.number, 0);
         return;
     }
@@ -948,7 +957,7 @@ extern "C" __global__ void __launch_bounds__(512) stream_merge(const ARGUMENT Ta
 extern "C" __global__ void __launch_bounds__(128) stream_write(const ARGUMENT Task task) {
     const int64 warp = ((int64)blockIdx.x * blockDim.x + threadIdx.x) / WARP;
     const int64 blocks = blocks_of(task), number = warp / blocks, begin = warp % blocks * BLOCK;
-    if (number >= task.outer || is_ignored(task, number) || is_wrong(task, number)) return;
+    if (number >= task.outer || is_skipped(task, number)) return;
     const Last last = *(const Last *)(task.partials + number * blocks);
     if (last.special) return;
     const Row row = row_of(task, number);

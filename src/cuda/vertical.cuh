@@ -23,18 +23,6 @@ DEVICE int64 column_row(const Task &task) {
     return outer < task.outer && inner < task.inner ? outer * task.inner + inner : -1;
 }
 
-// Rows that were set aside, by the warp that has them.
-DEVICE void special_rows(const Task &task, int64 own, bool set_aside, real m) {
-    for (unsigned rest = __ballot_sync(ALL, set_aside); rest; rest &= rest - 1) {
-        const int which = __ffs((int)rest) - 1;
-        set_aside_row(task, from_lane(own, which), from_lane(m, which));
-    }
-}
-
-DEVICE bool is_skipped(const Task &task, int64 row) {
-    return is_ignored(task, row) || is_wrong(task, row);
-}
-
 // One element of the last sweep, to `out`; for a vjp read anew from `x` and `y`.
 DEVICE void write_element(const Task &task, const Row &row, const View &view, const Last &last,
                           int64 column, real value, const element *x, const element *y,
@@ -134,7 +122,7 @@ extern "C" __global__ void __launch_bounds__(128, 3) narrow_columns(const ARGUME
                     write_element(task, row, view, last, c, x[c], row.x + c * row.x_step,
                                   y + c * row.y_step, row.out + c * row.out_step);
     }
-    special_rows(task, number, skipped || last.special, m);
+    set_aside_rows(task, number, __ballot_sync(ALL, skipped || last.special), m);
 }
 #endif
 
@@ -273,6 +261,7 @@ extern "C" __global__ void __launch_bounds__(PARTS * WARP)
                 write_element(task, row, view, last, column, value, x_at, y_at, out_at);
             }
     }
-    if (y == 0) special_rows(task, number, present && last.special, m);
+    if (y == 0)
+        set_aside_rows(task, number, __ballot_sync(ALL, present && last.special), m);
 }
 #endif
