@@ -17,7 +17,8 @@ RESOURCES = re.compile(
     r"ptxas info +: Used (?P<registers>\d+) registers(?P<rest>[^\n]*)"
 )
 ENTRY = re.compile(r"\.entry (\w+)\(.*?^}", re.DOTALL | re.MULTILINE)
-WIDE = re.compile(r"\b(ld|st)\.global\S*\.(?:v4\.[busf]32|v2\.[busf]64)\b")
+# Some compilers do not see that a pointer leads to global memory; shared memory is always named.
+WIDE = re.compile(r"\b(ld|st)(?:\.global\S*)?\.(?:v4\.[busf]32|v2\.[busf]64)\b")
 
 
 class CompileError(RuntimeError):
@@ -35,7 +36,7 @@ class Kernel:
     ptx: str
 
     def wide(self, kind):
-        """How many loads (``"ld"``) or stores (``"st"``) of global memory are of 16 bytes."""
+        """How many loads (``"ld"``) or stores (``"st"``) of 16 bytes, shared memory's apart."""
         return sum(found == kind for found in WIDE.findall(self.ptx))
 
 

@@ -15,6 +15,7 @@ from cases import TESTS, python
 
 import pysoftmax as ps
 import pysoftmax.backends
+from pysoftmax.backends import _operations
 
 NUMERICAL = [
     "softmax",
@@ -429,11 +430,16 @@ def test_info_describes_the_installation():
     assert info["threads"] == ps.get_num_threads() >= 1
 
 
-def test_the_backend_numbers_the_operations_as_the_kernels_do():
-    from pysoftmax.backends import numpy as backend
+def _enumerated(path, pattern):
+    """Names and numbers of an enum of C."""
+    found = re.search(pattern, (ROOT / "src" / path).read_text(), re.DOTALL)[1]
+    names = re.sub("//[^\n]*", "", found).split(",")
+    return {name.strip(): number for number, name in enumerate(names) if name.strip()}
 
-    header = (ROOT / "src" / "cpu" / "kernels.h").read_text()
-    names = re.search(r"typedef enum \{(.*?)\} Operation;", header, re.DOTALL)[1].split(",")
-    numbered = {name.strip(): number for number, name in enumerate(names)}
+
+def test_the_backends_number_the_operations_as_the_kernels_do():
+    numbered = _enumerated("cpu/kernels.h", r"typedef enum \{(.*?)\} Operation;")
     del numbered["OPERATIONS"]
-    assert {name: getattr(backend, name) for name in numbered} == numbered
+    with_cuda = _enumerated("cuda/row.cuh", r"enum Operation \{(.*?)\};")
+    assert numbered.items() <= with_cuda.items()
+    assert {name: getattr(_operations, name) for name in with_cuda} == with_cuda

@@ -11,6 +11,7 @@ import pytest
 from cuda_on_cpu import SAMPLES, TESTS
 
 from pysoftmax.backends import _cuda
+from pysoftmax.backends import _operations as operations
 
 pytestmark = pytest.mark.usefixtures("_compiler")
 
@@ -98,7 +99,12 @@ def instances():
     turns = itertools.cycle(
         itertools.product(
             ("float32", "bfloat16", "float64", "float16"),
-            (_cuda.SOFTMAX, _cuda.CROSS_ENTROPY_WITH_GRAD, _cuda.LOG_SOFTMAX, _cuda.SOFTMAX_VJP),
+            (
+                operations.SOFTMAX,
+                operations.CROSS_ENTROPY_WITH_GRAD,
+                operations.LOG_SOFTMAX,
+                operations.SOFTMAX_VJP,
+            ),
         )
     )
     places = itertools.cycle(nvrtc.ARCHITECTURES)

@@ -13,19 +13,6 @@ from pathlib import Path
 
 import numpy as np
 
-# The operations of src/cuda/row.cuh.
-(
-    SOFTMAX,
-    LOG_SOFTMAX,
-    LOGSUMEXP,
-    CROSS_ENTROPY,
-    CROSS_ENTROPY_WITH_GRAD,
-    SOFTMAX_VJP,
-    LOG_SOFTMAX_VJP,
-    DOT,
-    SUM,
-) = range(9)
-
 WARP = 32
 MOST_WARPS = 16  # of a thread block that works on one row
 CLUSTER = 8  # thread blocks that may share a row, from compute capability 9.0 on

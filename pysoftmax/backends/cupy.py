@@ -18,6 +18,17 @@ from typing import Any
 import numpy as np
 
 from pysoftmax.backends import _cuda as cuda
+from pysoftmax.backends._operations import (
+    CROSS_ENTROPY,
+    CROSS_ENTROPY_WITH_GRAD,
+    DOT,
+    LOG_SOFTMAX,
+    LOG_SOFTMAX_VJP,
+    LOGSUMEXP,
+    SOFTMAX,
+    SOFTMAX_VJP,
+    SUM,
+)
 
 Array = Any
 
@@ -309,7 +320,7 @@ def _run(
         task["mask"] = gpu.pointer(mask)
     if row_out is not None:
         task["row_out"] = gpu.pointer(row_out)
-    if operation in (cuda.CROSS_ENTROPY, cuda.CROSS_ENTROPY_WITH_GRAD):
+    if operation in (CROSS_ENTROPY, CROSS_ENTROPY_WITH_GRAD):
         if isinstance(divisor, int | float):
             divisor = gpu.constant(float(divisor))
         task["divisor"] = gpu.pointer(divisor)
@@ -394,14 +405,14 @@ def _map(
 def softmax(
     x: Array, axis: tuple[int, ...], out: Array, where: Array | None, temperature: Any
 ) -> None:
-    _map(cuda.SOFTMAX, x, axis, out, where, temperature)
+    _map(SOFTMAX, x, axis, out, where, temperature)
 
 
 @_on_its_device
 def log_softmax(
     x: Array, axis: tuple[int, ...], out: Array, where: Array | None, temperature: Any
 ) -> None:
-    _map(cuda.LOG_SOFTMAX, x, axis, out, where, temperature)
+    _map(LOG_SOFTMAX, x, axis, out, where, temperature)
 
 
 @_on_its_device
@@ -409,7 +420,7 @@ def logsumexp(x: Array, axis: tuple[int, ...], out: Array, where: Array | None) 
     rows = _rows(x.shape, axis, out.dtype.itemsize)
     x = x.astype(out.dtype, copy=False)
     result = _row_output(out, x, where)
-    _run(cuda.LOGSUMEXP, rows, rows.of(x), mask=_mask(where, rows), row_out=result)
+    _run(LOGSUMEXP, rows, rows.of(x), mask=_mask(where, rows), row_out=result)
     if result is not out:
         out[...] = result
 
@@ -419,7 +430,7 @@ def dot(x: Array, y: Array, axis: tuple[int, ...], out: Array) -> None:
     rows = _rows(x.shape, axis, out.dtype.itemsize)
     x, y = x.astype(out.dtype, copy=False), y.astype(out.dtype, copy=False)
     result = _row_output(out, x, y)
-    _run(cuda.DOT, rows, rows.of(x), y=rows.of(y), row_out=result)
+    _run(DOT, rows, rows.of(x), y=rows.of(y), row_out=result)
     if result is not out:
         out[...] = result
 
@@ -449,7 +460,7 @@ def cross_entropy(
     output = None if grad is None else _Output(grad, rows, logits, probabilities, labels)
     row_out = _row_output(loss)
     _run(
-        cuda.CROSS_ENTROPY if output is None else cuda.CROSS_ENTROPY_WITH_GRAD,
+        CROSS_ENTROPY if output is None else CROSS_ENTROPY_WITH_GRAD,
         rows,
         rows.of(logits),
         y=probabilities,
@@ -526,7 +537,7 @@ def sum(x: Array) -> Any:
     if x.size:
         flat = xp.ascontiguousarray(x).reshape(1, -1, 1)
         rows = _rows((x.size,), (0,), x.dtype.itemsize)
-        _run(cuda.SUM, rows, flat, y=flat, row_out=result)
+        _run(SUM, rows, flat, y=flat, row_out=result)
     return result
 
 
@@ -650,7 +661,7 @@ def softmax_vjp(
     temperature: Any,
     out: Array,
 ) -> None:
-    _vjp(grad_output, probabilities, axis, temperature, out, cuda.SOFTMAX_VJP)
+    _vjp(grad_output, probabilities, axis, temperature, out, SOFTMAX_VJP)
 
 
 def log_softmax_vjp(
@@ -660,4 +671,4 @@ def log_softmax_vjp(
     temperature: Any,
     out: Array,
 ) -> None:
-    _vjp(grad_output, log_probabilities, axis, temperature, out, cuda.LOG_SOFTMAX_VJP)
+    _vjp(grad_output, log_probabilities, axis, temperature, out, LOG_SOFTMAX_VJP)

@@ -22,24 +22,22 @@ from pysoftmax.backends._cpu import (
     fast_softmax,
     fast_vjp,
 )
+from pysoftmax.backends._operations import (
+    CROSS_ENTROPY,
+    CROSS_ENTROPY_WITH_GRAD,
+    DOT,
+    LOG_SOFTMAX,
+    LOG_SOFTMAX_VJP,
+    LOGSUMEXP,
+    SOFTMAX,
+    SOFTMAX_VJP,
+)
 
 Array = np.ndarray[Any, Any]
 
 name = "numpy"
 library = "numpy"
 namespace = np
-
-# The operations of src/cpu/kernels.h.
-(
-    SOFTMAX,
-    LOG_SOFTMAX,
-    LOGSUMEXP,
-    CROSS_ENTROPY,
-    CROSS_ENTROPY_WITH_GRAD,
-    SOFTMAX_VJP,
-    LOG_SOFTMAX_VJP,
-    DOT,
-) = range(8)
 
 # Elements converted at a time, where the kernels' real type is not the array's.
 SLAB = 1 << 16
