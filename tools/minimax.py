@@ -60,6 +60,23 @@ def atanh_tail(w):
     return (mp.atanh(s) / s - 1) / w
 
 
+def eighths(real):
+    """2^(j/8) in `real`, its bits less j in the upper bits of the significand; what it lacks.
+
+    The kernels add j there, in one addition with the exponent. What a power lacks is given by
+    ratio, and in half the bits of a double, because AVX2 then looks up one half only.
+    """
+    whole, significand = (np.uint32, 23) if real is np.float32 else (np.uint64, 52)
+    for j in range(8):
+        exact = mp.mpf(2) ** (mp.mpf(j) / 8)
+        power = real(float(exact))
+        rest = np.float64(np.float32(float(exact / mp.mpf(float(power)) - 1)))
+        if real is np.float64:
+            rest = (rest.view(np.uint64) >> np.uint64(32) << np.uint64(32)).view(np.float64)
+        lowered = (power.view(whole) - whole(j << (significand - 3))).view(real)
+        yield float(lowered).hex(), float(rest).hex()
+
+
 def report(name, function, weight, degree, low, high, real):
     unit = mp.mpf(2) ** (-24 if real is np.float32 else -53)
     coefficients, ideal = remez(function, weight, degree, low, high)
@@ -76,8 +93,8 @@ def report(name, function, weight, degree, low, high, real):
 
 if __name__ == "__main__":
     for real, reach, exp_degree, log_degree in (
-        (np.float32, 0.365, 4, 3),
-        (np.float64, 0.3475, 9, 9),
+        (np.float32, 0.0438, 1, 3),
+        (np.float64, 0.0434, 5, 9),
     ):
         reach = mp.mpf(reach)
         report(
@@ -101,6 +118,8 @@ if __name__ == "__main__":
     ln2, log2e = mp.log(2), 1 / mp.log(2)
     for real in (np.float32, np.float64):
         high = float(real(float(ln2)))
+        for j, (lowered, rest) in enumerate(eighths(real)):
+            print(f"  2^({j}/8) {lowered:>24} {rest:>26}")
         print(
             real.__name__,
             "ln2",

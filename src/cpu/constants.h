@@ -21,13 +21,13 @@ enum {
 
 #if PYSOFTMAX_DOUBLE
 #define REAL_MAX 0x1.fffffffffffffp+1023
+#define SIGNIFICAND 52
 #define LOG2E 0x1.71547652b82fep+0
 #define LN2_HIGH 0x1.62e42fefa39efp-1
 #define LN2_LOW 0x1.abc9e3b39803fp-56
 /* Adding 1.5 * 2^(significand bits - 1) rounds to an integer and leaves it in the low bits. */
 #define MAGIC 6755399441055744.0
-#define BIAS 1023
-/* exp is kept as p * 2^(t - K + HEADROOM), so that nothing that can still round to a
+/* exp is kept times 2^(HEADROOM - K), so that nothing that can still round to a
  * nonzero probability is subnormal before the last multiplication. */
 #define HEADROOM 64
 /* Lane sums of double start here: adding to it splits each term at one fixed place, so
@@ -35,36 +35,54 @@ enum {
 #define SPLITS 1
 #define SPLITTER 0x1.8p70
 #define LOWEST_EXPONENT (-1018)
+#define ZERO_EXPONENT (-1023)
 /* Rows whose largest |x / T| exceeds this are shifted by their maximum first: up to here
- * rounding x * log2(e) leaves |r| within the polynomial's interval. */
+ * rounding 8 x * log2(e) leaves |r| within the polynomial's interval. */
 #define ANCHOR 0x1p40
 /* Where two powers of two must be applied and one of them could be subnormal. */
 #define DEEP (-900)
 #define DEEP_SPLIT 64
-#define EXP_DEGREE 10
+#define EXP_DEGREE 6
 TABLE real EXP_TAIL[EXP_DEGREE] = {
-    0x1.000000000000ap-1,  0x1.55555555554f7p-3,  0x1.55555555506ebp-5,  0x1.111111112836ep-7,
-    0x1.6c16c18488953p-10, 0x1.a01a012881e85p-13, 0x1.a01998fd5636bp-16, 0x1.71df27c592f51p-19,
-    0x1.28ae78f9f1f6dp-22, 0x1.ad7e34b825469p-26,
+    0x1.000000000010ep-1, 0x1.5555555555126p-3,  0x1.55555547f78d1p-5,
+    0x1.11111125fe91cp-7, 0x1.6c1cc2b8d55dfp-10, 0x1.a01635ec5fe3ep-13,
+};
+/* 2^(j/8), its bits less j * 2^(SIGNIFICAND - 3): v_power adds that with the exponent. */
+TABLE real EIGHTHS[8] = {
+    0x1.0000000000000p+0, 0x1.f72b83c7d517bp-1, 0x1.f06fe0a31b715p-1, 0x1.ebfdad5362a27p-1,
+    0x1.ea09e667f3bcdp-1, 0x1.eace5422aa0dbp-1, 0x1.ee89f995ad3adp-1, 0x1.f5818dcfba487p-1,
+};
+/* By how much of itself 2^(j/8) is too small for having been rounded, in the upper half of the
+ * bits: all that AVX2 has to look up then. */
+TABLE real EIGHTHS_REST[8] = {
+    0x0.0p+0,        -0x1.01b15p-55, 0x1.34d75p-55, 0x1.690cep-56,
+    -0x1.3b3efp-54,  0x1.db72fp-55,  0x1.c1a77p-55, 0x1.4a385p-56,
 };
 #else
 #define REAL_MAX 0x1.fffffep+127f
+#define SIGNIFICAND 23
 #define LOG2E 0x1.715476p+0f
 #define LN2_HIGH 0x1.62e43p-1f
 #define LN2_LOW -0x1.05c61p-29f
 #define MAGIC 12582912.0f
-#define BIAS 127
 #define HEADROOM 40
 /* Chunks of float are added in double; their own sums are short enough as they are. */
 #define SPLITS 0
 #define SPLITTER 0.0f
 #define LOWEST_EXPONENT (-122)
-#define ANCHOR 0x1p20f
+#define ZERO_EXPONENT (-127)
+#define ANCHOR 0x1p15f
 #define DEEP (-80)
 #define DEEP_SPLIT 30
-#define EXP_DEGREE 5
-TABLE real EXP_TAIL[EXP_DEGREE] = {
-    0x1.fffffap-2f, 0x1.555464p-3f, 0x1.5559c4p-5f, 0x1.125a1ep-7f, 0x1.69eedcp-10f,
+#define EXP_DEGREE 2
+TABLE real EXP_TAIL[EXP_DEGREE] = {0x1.0008a4p-1f, 0x1.55565cp-3f};
+TABLE real EIGHTHS[8] = {
+    0x1.000000p+0f, 0x1.f72b84p-1f, 0x1.f06fe0p-1f, 0x1.ebfdaep-1f,
+    0x1.ea09e6p-1f, 0x1.eace54p-1f, 0x1.ee89fap-1f, 0x1.f5818ep-1f,
+};
+TABLE real EIGHTHS_REST[8] = {
+    0x0.0p+0f,        -0x1.9c0c22p-27f, 0x1.125002p-25f,  -0x1.0a3550p-25f,
+    0x1.26055cp-26f,  0x1.67a1cap-28f,  -0x1.f9c304p-27f, -0x1.a5217cp-28f,
 };
 #endif
 

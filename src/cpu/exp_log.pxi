@@ -1,13 +1,16 @@
 # exp and log1p on vectors, and the one logarithm of a row.
 #
-# Mathematics.  With t = round(z log2 e) and r = z - t ln 2, exp(z) = p(r) 2^t. The
+# Mathematics.  With t = round(8 z log2 e) and r = z - t ln 2 / 8, exp(z) = 2^(t/8) exp(r). The
 # kernels never need exp(z) itself but exp(z) 2^-K, K an integer that belongs to the
 # largest z of the row, so z is not reduced by that maximum (which would round) but t by
-# K (which is exact). ln 2 is taken off in two parts, each by one fma; the first leaves
-# no error, because |r| < 1/2 and both operands are multiples of 2^-25 (2^-54 in double).
-# p(r) = 1 + r + r^2 q(r), q minimax on |r| <= 0.365 (0.3475), an error of 0.08 u.
+# 8 K (which is exact). ln 2 is taken off in two parts, each by one fma; the first leaves
+# no error, because |r| < 0.044 and both operands are multiples of 2^-28 (2^-57 in double).
+# exp(r) = 1 + r + r^2 q(r), q minimax on |r| <= 0.0438 (0.0434), an error of 0.45 u (0.03 u).
+# 2^(t/8) is a power of two times one of eight reals P, looked up in a register (Tang, ACM
+# TOMS 15, 1989), and so is d, what P lacks of its eighth by ratio: the result is
+# P + P (r (1 + r q(r)) + d), one rounding that counts.
 #
-# Anchored rows.  Beyond |z| = ANCHOR rounding z log2 e would push r out of that interval.
+# Anchored rows.  Beyond |z| = ANCHOR rounding 8 z log2 e would push r out of that interval.
 # There z - max is taken first; it is exact for every element close enough to matter
 # (Sterbenz 1974), because they lie within a factor of two of the maximum.
 #
@@ -16,8 +19,8 @@
 #
 # log1p(z) = 2 atanh(s), s = z / (2 + z), for z in [0, 1]: s^2 <= 1/9, no cancellation.
 #
-# Error budget (u = 2^-24 or 2^-53): r 0.35 u, the polynomial 0.08 u, the last fma 1 u at
-# most; measured: 0.99 ULP for exp. Subnormals: see HEADROOM in constants.h.
+# Error budget (u = 2^-24 or 2^-53): r 0.02 u, the polynomial 0.45 u (0.03 u), what is added to
+# P 0.05 u, the last fma 1 u at most. Subnormals: see HEADROOM in constants.h.
 
 cdef struct Scale:
     # What exp_scaled needs to know of a block, spread over vectors.
@@ -41,46 +44,47 @@ cdef inline double exponent_of(const View *view, double x) noexcept nogil:
 
 
 cdef inline double lowest_of(const View *view, double exponent) noexcept nogil:
-    """The x - c below which an exponential is zero."""
+    """The x - c below which an exponential is zero.
+
+    Without a temperature it is that at which v_power gives 0, and stands in for all below.
+    With one it may be rounded, or as low as there are reals, so exp_scaled compares.
+    """
+    if not view.general:
+        return (exponent - HEADROOM + ZERO_EXPONENT) * LN2_HIGH_DOUBLE
     return max((exponent - HEADROOM + LOWEST_EXPONENT) * LN2_HIGH_DOUBLE * view.temperature,
                -<double>REAL_MAX)
 
 
 cdef inline void set_scale(Scale *scale, const View *view, double exponent) noexcept nogil:
-    scale.magic = v_set1(<real>(MAGIC + (HEADROOM + BIAS - exponent)))
+    scale.magic = v_set1(<real>(MAGIC + 8 * (HEADROOM - exponent)))
     scale.lowest = v_set1(<real>lowest_of(view, exponent))
     scale.shift = v_set1(<real>view.shift)
     scale.beta_high = v_set1(<real>view.beta_high)
     scale.beta_low = v_set1(<real>view.beta_low)
 
 
-cdef inline vec exp_polynomial(vec r) noexcept nogil:
-    cdef vec one = v_set1(1), p = v_set1(EXP_TAIL[EXP_DEGREE - 1])
+cdef inline vec exp_scaled(bint general, vec x, const Scale *scale) noexcept nogil:
+    """exp((x - c) / T) 2^(HEADROOM - K); zero where no probability could come of it."""
+    cdef vec d = x, z = x, low = x, shifted, t, r, power, q
     cdef int k
-    for k in range(EXP_DEGREE - 2, -1, -1):
-        p = v_fma(p, r, v_set1(EXP_TAIL[k]))
-    return v_fma(v_fma(p, r, one), r, one)
-
-
-cdef inline vec exp_scaled(bint general, bint bounded, vec x, const Scale *scale) noexcept nogil:
-    """exp((x - c) / T) 2^(HEADROOM - K); zero where no probability could come of it.
-
-    bounded: no x is so low that its exponential would have to be zero.
-    """
-    cdef vec d = x, z = x, low = x, shifted, t, r, p
     if general:
         d = v_sub(x, scale.shift)
         z = v_mul(d, scale.beta_high)
         low = v_fma(d, scale.beta_low, v_product_error(d, scale.beta_high, z))
-    shifted = v_fma(z, v_set1(LOG2E), scale.magic)
+    else:
+        z = v_max(scale.lowest, x)  # which hands on NaN
+    shifted = v_fma(z, v_set1(8 * LOG2E), scale.magic)
     t = v_sub(shifted, scale.magic)
-    r = v_reduce(t, LN2_LOW, v_reduce(t, LN2_HIGH, z))
+    r = v_reduce(t, LN2_LOW / 8, v_reduce(t, LN2_HIGH / 8, z))
     if general:
         r = v_add(r, low)
-    p = exp_polynomial(r)
-    if bounded:
-        return v_scale(p, shifted)
-    return v_scale_where(v_not_less(d, scale.lowest), p, shifted)
+    q = v_set1(EXP_TAIL[EXP_DEGREE - 1])
+    for k in range(EXP_DEGREE - 2, -1, -1):
+        q = v_fma(q, r, v_set1(EXP_TAIL[k]))
+    q = v_fma(v_fma(q, r, v_set1(1)), r, v_pick(v_eighths(EIGHTHS_REST), shifted))
+    power = v_power(v_eighths(EIGHTHS), shifted)
+    q = v_fma(power, q, power)
+    return v_zero_unless(v_not_less(d, scale.lowest), q) if general else q
 
 
 cdef inline vec exp_of_negative(vec x) noexcept nogil:
@@ -92,7 +96,7 @@ cdef inline vec exp_of_negative(vec x) noexcept nogil:
     view.beta_high = 1
     view.beta_low = 0
     set_scale(&scale, &view, 0)
-    return v_mul(exp_scaled(False, False, x, &scale), v_set1(<real>two_to(-HEADROOM)))
+    return v_mul(exp_scaled(False, x, &scale), v_set1(<real>two_to(-HEADROOM)))
 
 
 cdef inline vec log1p_of_unit(vec z) noexcept nogil:

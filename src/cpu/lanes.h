@@ -82,10 +82,28 @@ INLINE vec v_add_where(vmask m, vec a, vec b) { return X(mask_add)(a, m, a, b); 
 INLINE uint64_t v_bits(vmask m) { return m; }
 INLINE int v_count(vmask m) { return __builtin_popcount(m); }
 
-INLINE vec v_scale(vec p, vec s) { return X(scalef)(p, v_sub(s, v_set1(MAGIC + BIAS))); }
-INLINE vec v_scale_where(vmask m, vec p, vec s) {
-    return X(maskz_scalef)(m, p, v_sub(s, v_set1(MAGIC + BIAS)));
+#if PYSOFTMAX_DOUBLE
+INLINE vec v_eighths(const real *p) { return v_load(p); }
+INLINE vec v_pick(vec eighths, vec n) {
+    return _mm512_permutexvar_pd(_mm512_castpd_si512(n), eighths);
 }
+INLINE vec v_power(vec eighths, vec n) {
+    __m512i exponent = _mm512_slli_epi64(_mm512_castpd_si512(n), SIGNIFICAND - 3);
+    return _mm512_castsi512_pd(
+        _mm512_add_epi64(exponent, _mm512_castpd_si512(v_pick(eighths, n))));
+}
+#else
+/* Twice, because 4 bits of an index count here. */
+INLINE vec v_eighths(const real *p) { return _mm512_broadcast_f32x8(_mm256_loadu_ps(p)); }
+INLINE vec v_pick(vec eighths, vec n) {
+    return _mm512_permutexvar_ps(_mm512_castps_si512(n), eighths);
+}
+INLINE vec v_power(vec eighths, vec n) {
+    __m512i exponent = _mm512_slli_epi32(_mm512_castps_si512(n), SIGNIFICAND - 3);
+    return _mm512_castsi512_ps(
+        _mm512_add_epi32(exponent, _mm512_castps_si512(v_pick(eighths, n))));
+}
+#endif
 
 /* The first halving step of a reduction leaves 32 bytes; AVX2 does the rest. */
 #if PYSOFTMAX_DOUBLE
@@ -108,7 +126,8 @@ typedef __m256d half;
 #define SET1_BITS _mm256_set1_epi64x
 #define GREATER_BITS _mm256_cmpgt_epi64
 #define COUNT_UP(start) _mm256_setr_epi64x(start, start + 1, start + 2, start + 3)
-#define SHIFT(a) _mm256_slli_epi64(a, 52)
+#define SHIFT(a) _mm256_slli_epi64(a, SIGNIFICAND - 3)
+#define ADD_BITS _mm256_add_epi64
 #else
 typedef __m256 half;
 #define X(operation) _mm256_##operation##_ps
@@ -119,7 +138,8 @@ typedef __m256 half;
 #define COUNT_UP(start)                                                                       \
     _mm256_setr_epi32(start, start + 1, start + 2, start + 3, start + 4, start + 5,           \
                       start + 6, start + 7)
-#define SHIFT(a) _mm256_slli_epi32(a, 23)
+#define SHIFT(a) _mm256_slli_epi32(a, SIGNIFICAND - 3)
+#define ADD_BITS _mm256_add_epi32
 #endif
 #define HALF (VLEN / 2)
 typedef struct { half a, b; } vec;
@@ -208,12 +228,37 @@ INLINE vmask v_ne(vec x, vec y) { return COMPARE(x, y, _CMP_NEQ_UQ); }
 INLINE vmask v_not_less(vec x, vec y) { return COMPARE(x, y, _CMP_NLT_UQ); }
 INLINE vmask v_less(vec x, vec y) { return COMPARE(x, y, _CMP_LT_OQ); }
 
-/* A product, not an addition to the exponent field: it lets NaN through. */
-INLINE vec v_scale(vec p, vec s) {
-    return v_mul(p, EACH(CAST_TO_REAL(SHIFT(CAST_TO_INT(s.a))),
-                         CAST_TO_REAL(SHIFT(CAST_TO_INT(s.b)))));
+#if PYSOFTMAX_DOUBLE
+/* There is a look-up for 8 floats, so the halves of the doubles are looked up: lower ones in a,
+ * upper ones in b. */
+#define FLOATS _mm256_castpd_ps
+INLINE vec v_eighths(const real *p) {
+    __m256 a = FLOATS(_mm256_loadu_pd(p)), b = FLOATS(_mm256_loadu_pd(p + 4));
+    __m256d lower = _mm256_castps_pd(_mm256_shuffle_ps(a, b, 0x88));
+    __m256d upper = _mm256_castps_pd(_mm256_shuffle_ps(a, b, 0xdd));
+    return EACH(_mm256_permute4x64_pd(lower, 0xd8), _mm256_permute4x64_pd(upper, 0xd8));
 }
-INLINE vec v_scale_where(vmask m, vec p, vec s) { return v_zero_unless(m, v_scale(p, s)); }
+INLINE half pick_half(vec eighths, half n) {
+    __m256i index = _mm256_castps_si256(_mm256_moveldup_ps(FLOATS(n)));
+    return _mm256_castps_pd(
+        _mm256_blend_ps(_mm256_permutevar8x32_ps(FLOATS(eighths.a), index),
+                        _mm256_permutevar8x32_ps(FLOATS(eighths.b), index), 0xaa));
+}
+#else
+INLINE vec v_eighths(const real *p) { return EACH(X(loadu)(p), X(loadu)(p)); }
+INLINE half pick_half(vec eighths, half n) {
+    return _mm256_permutevar8x32_ps(eighths.a, CAST_TO_INT(n));
+}
+#endif
+INLINE vec v_pick(vec eighths, vec n) {
+    return EACH(pick_half(eighths, n.a), pick_half(eighths, n.b));
+}
+INLINE half power_half(vec eighths, half n) {
+    return CAST_TO_REAL(ADD_BITS(CAST_TO_INT(pick_half(eighths, n)), SHIFT(CAST_TO_INT(n))));
+}
+INLINE vec v_power(vec eighths, vec n) {
+    return EACH(power_half(eighths, n.a), power_half(eighths, n.b));
+}
 
 INLINE half v_low(vec v) { return v.a; }
 INLINE half v_high(vec v) { return v.b; }
@@ -305,8 +350,19 @@ INLINE vmask v_ne(vec x, vec y) { return x != y; }
 INLINE vmask v_not_less(vec x, vec y) { return ~(x < y); }
 INLINE vmask v_less(vec x, vec y) { return x < y; }
 
-INLINE vec v_scale(vec p, vec s) { return p * as_real(as_bits(s) << (PYSOFTMAX_DOUBLE ? 52 : 23)); }
-INLINE vec v_scale_where(vmask m, vec p, vec s) { return v_zero_unless(m, v_scale(p, s)); }
+INLINE vec v_eighths(const real *p) {
+    vec table = {0};
+    memcpy(&table, p, 8 * sizeof(real));
+    return table;
+}
+INLINE vec v_pick(vec eighths, vec n) {
+    vmask index = as_bits(n) & 7;
+    for (int i = 0; i < VLEN; i++) n[i] = eighths[index[i]];
+    return n;
+}
+INLINE vec v_power(vec eighths, vec n) {
+    return as_real(as_bits(v_pick(eighths, n)) + (as_bits(n) << (SIGNIFICAND - 3)));
+}
 
 INLINE real v_reduce_add(vec v) {
     for (int width = VLEN / 2; width > 0; width /= 2)

@@ -33,8 +33,9 @@ cdef extern from "lanes.h" nogil:
     int first_bit(uint64_t word)
     double two_to(int exponent)
     double significand_of(double x, double *exponent)
-    vec v_scale(vec p, vec shifted)
-    vec v_scale_where(vmask m, vec p, vec shifted)
+    vec v_eighths(const real *table)
+    vec v_pick(vec eighths, vec n)
+    vec v_power(vec eighths, vec n)
     vec v_reduce(vec t, real c, vec x)
     vec v_product_error(vec a, vec b, vec product)
     vec v_multiply(vec a, vec high, vec low)
@@ -51,9 +52,11 @@ cdef extern from "constants.h" nogil:
         PIECE
     real REAL_MAX, LOG2E, LN2_HIGH, LN2_LOW, MAGIC, ANCHOR, SPLITTER
     bint SPLITS
-    int BIAS, HEADROOM, LOWEST_EXPONENT, DEEP, DEEP_SPLIT
+    int HEADROOM, LOWEST_EXPONENT, ZERO_EXPONENT, DEEP, DEEP_SPLIT
     int EXP_DEGREE, LOG_DEGREE, LOG_DEGREE_DOUBLE
     const real *EXP_TAIL
+    const real *EIGHTHS
+    const real *EIGHTHS_REST
     const real *ATANH_TAIL
     const double *ATANH_TAIL_DOUBLE
     double LN2_HIGH_DOUBLE, LN2_LOW_DOUBLE

@@ -97,40 +97,20 @@ cdef inline double row_max(const real *x, Py_ssize_t n) noexcept nogil:
     return m
 
 
-cdef struct Extent:
-    # Of a block, lane by lane; NaN is passed over.
-    vec[4] chunk_max
-    vec min
-    double max  # over all lanes
+cdef struct Maxima:
+    # Of a block; NaN is passed over.
+    vec[4] of_chunk  # lane by lane
+    double whole
 
 
-cdef void find_extent(const real *x, Py_ssize_t n, Extent *extent) noexcept nogil:
-    cdef vec lowest = v_set1(<real>-INFINITY), highest = v_set1(<real>INFINITY), xv
-    cdef vec[4] largest, smallest
-    cdef vmask present
-    cdef Py_ssize_t i = 0, end
-    cdef int v, c
-    for v in range(4):
-        smallest[v] = highest
+cdef void find_maxima(const real *x, Py_ssize_t n, Maxima *maxima) noexcept nogil:
+    cdef vec *m = maxima.of_chunk
+    cdef Py_ssize_t begin
+    cdef int c
     for c in range(4):
-        for v in range(4):
-            largest[v] = lowest
-        end = min(n, (c + 1) * CHUNK)
-        while i + LANES <= end:
-            for v in range(4):
-                xv = v_load(x + i + v * VLEN)
-                largest[v] = v_max(xv, largest[v])
-                smallest[v] = v_min(xv, smallest[v])
-            i += LANES
-        while i < end:
-            present = v_first(end - i)
-            largest[0] = v_max(v_load_first(x + i, present, lowest), largest[0])
-            smallest[0] = v_min(v_load_first(x + i, present, highest), smallest[0])
-            i += VLEN
-        extent.chunk_max[c] = v_max(v_max(largest[0], largest[2]), v_max(largest[1], largest[3]))
-    extent.min = v_min(v_min(smallest[0], smallest[2]), v_min(smallest[1], smallest[3]))
-    extent.max = v_reduce_max(v_max(v_max(extent.chunk_max[0], extent.chunk_max[2]),
-                                    v_max(extent.chunk_max[1], extent.chunk_max[3])))
+        begin = min(n, c * CHUNK)
+        m[c] = lane_max(0, x + begin, min(n - begin, CHUNK))
+    maxima.whole = v_reduce_max(v_max(v_max(m[0], m[2]), v_max(m[1], m[3])))
 
 
 cdef struct Sums:
@@ -159,7 +139,7 @@ cdef inline vec add_element(int kind, bint general, bint dense, bint easy, vec x
     if kind == PRODUCT:
         sums.dot[v] = v_fma(x, y, sums.dot[v])
         return e
-    e = exp_scaled(general, easy, x, scale)
+    e = exp_scaled(general, x, scale)
     before = sums.rest[v]
     # What does not fit the grid that SPLITTER makes of a lane goes to low.
     if easy:
@@ -195,8 +175,7 @@ cdef inline void sum_lanes(int kind, bint general, bint dense, bint easy, int ve
                            const Scale *scale, vec maximum, LaneSums *result) noexcept nogil:
     """Sums over up to CHUNK columns, lane by lane; exponentials go to e if they are stored.
 
-    easy: no element equals maximum, and none is low enough for its exponential to be zero.
-    vectors: as for lane_max. roomy: e may be written up to the end of the last vector.
+    easy: no element equals maximum. vectors: as for lane_max. roomy: e may be written up to the end of the last vector.
     """
     cdef Sums sums
     cdef vec zero = v_set1(0), yv = zero, xv, ev
@@ -235,7 +214,7 @@ cdef inline void sum_lanes(int kind, bint general, bint dense, bint easy, int ve
             if dense or kind == PRODUCT or kind == PLAIN:
                 yv = v_load_first(y + i + v * VLEN, present, zero)
             xv = v_load_first(x + i + v * VLEN, present, absent) if kind != PLAIN else zero
-            ev = add_element(kind, general, dense, False, xv, yv, scale, maximum, &sums, v)
+            ev = add_element(kind, general, dense, easy, xv, yv, scale, maximum, &sums, v)
             if kind == EXP_STORED:
                 if roomy:
                     v_store(e + i + v * VLEN, ev)
@@ -272,7 +251,7 @@ cdef inline void add_four_exactly(Partial *chunk) noexcept nogil:
 
 cdef inline void add_block_as(int kind, bint general, bint dense, const real *x, const real *y,
                            real *e, bint roomy, Py_ssize_t n, const View *view,
-                           const Extent *extent, double exponent,
+                           const Maxima *maxima, double exponent,
                            Partial *block) noexcept nogil:
     cdef Scale scale
     cdef LaneSums sums
@@ -280,7 +259,7 @@ cdef inline void add_block_as(int kind, bint general, bint dense, const real *x,
     cdef vec maximum = v_set1(0)
     cdef int c, chunks = <int>((n + CHUNK - 1) // CHUNK)
     cdef Py_ssize_t begin, length
-    cdef bint bounded = False, easy
+    cdef bint easy = False
     cdef const real *x_part
     cdef const real *y_part
     cdef real *e_part
@@ -290,14 +269,14 @@ cdef inline void add_block_as(int kind, bint general, bint dense, const real *x,
     for c in range(4):
         chunk[c].rest = chunk[c].low = chunk[c].count = chunk[c].dot = chunk[c].q = 0
     if kind == EXP_STORED or kind == EXP_SUMMED:
-        block.max = extent.max
+        block.max = maxima.whole
         maximum = v_set1(<real>block.max)
         set_scale(&scale, view, exponent)
-        bounded = v_bits(v_less(v_sub(extent.min, scale.shift), scale.lowest)) == 0
     for c in range(chunks):
         begin = c * CHUNK
         length = min(n - begin, CHUNK)
-        easy = bounded and v_bits(v_eq(extent.chunk_max[c], maximum)) == 0
+        if kind == EXP_STORED or kind == EXP_SUMMED:
+            easy = v_bits(v_eq(maxima.of_chunk[c], maximum)) == 0
         x_part = x + begin
         y_part = y + begin if y != NULL else NULL
         e_part = e + begin if e != NULL else NULL
@@ -328,34 +307,34 @@ cdef inline void add_block_as(int kind, bint general, bint dense, const real *x,
             if dense and block.q > 0:
                 block.dot = INFINITY
         else:
-            block.at_max = v_reduce_max(exp_scaled(general, False, maximum, &scale))
+            block.at_max = v_reduce_max(exp_scaled(general, maximum, &scale))
 
 
 cdef void add_block(Kind kind, bint dense, const real *x, const real *y, real *e, bint roomy,
-                    Py_ssize_t n, const View *view, const Extent *extent, double exponent,
+                    Py_ssize_t n, const View *view, const Maxima *maxima, double exponent,
                     Partial *block) noexcept nogil:
     """Sums over up to BLOCK columns, scaled by 2^exponent; roomy: as for sum_lanes."""
     cdef bint general = view.general
     if kind == PRODUCT:
-        add_block_as(PRODUCT, False, False, x, y, e, roomy, n, view, extent, exponent, block)
+        add_block_as(PRODUCT, False, False, x, y, e, roomy, n, view, maxima, exponent, block)
     elif kind == PLAIN:
-        add_block_as(PLAIN, False, False, x, y, e, roomy, n, view, extent, exponent, block)
+        add_block_as(PLAIN, False, False, x, y, e, roomy, n, view, maxima, exponent, block)
     elif kind == EXP_STORED and dense and general:
-        add_block_as(EXP_STORED, True, True, x, y, e, roomy, n, view, extent, exponent, block)
+        add_block_as(EXP_STORED, True, True, x, y, e, roomy, n, view, maxima, exponent, block)
     elif kind == EXP_STORED and dense:
-        add_block_as(EXP_STORED, False, True, x, y, e, roomy, n, view, extent, exponent, block)
+        add_block_as(EXP_STORED, False, True, x, y, e, roomy, n, view, maxima, exponent, block)
     elif kind == EXP_STORED and general:
-        add_block_as(EXP_STORED, True, False, x, y, e, roomy, n, view, extent, exponent, block)
+        add_block_as(EXP_STORED, True, False, x, y, e, roomy, n, view, maxima, exponent, block)
     elif kind == EXP_STORED:
-        add_block_as(EXP_STORED, False, False, x, y, e, roomy, n, view, extent, exponent, block)
+        add_block_as(EXP_STORED, False, False, x, y, e, roomy, n, view, maxima, exponent, block)
     elif dense and general:
-        add_block_as(EXP_SUMMED, True, True, x, y, e, roomy, n, view, extent, exponent, block)
+        add_block_as(EXP_SUMMED, True, True, x, y, e, roomy, n, view, maxima, exponent, block)
     elif dense:
-        add_block_as(EXP_SUMMED, False, True, x, y, e, roomy, n, view, extent, exponent, block)
+        add_block_as(EXP_SUMMED, False, True, x, y, e, roomy, n, view, maxima, exponent, block)
     elif general:
-        add_block_as(EXP_SUMMED, True, False, x, y, e, roomy, n, view, extent, exponent, block)
+        add_block_as(EXP_SUMMED, True, False, x, y, e, roomy, n, view, maxima, exponent, block)
     else:
-        add_block_as(EXP_SUMMED, False, False, x, y, e, roomy, n, view, extent, exponent, block)
+        add_block_as(EXP_SUMMED, False, False, x, y, e, roomy, n, view, maxima, exponent, block)
 
 
 # ------------------------------------------------------------------- stretches of a row
@@ -417,20 +396,20 @@ cdef bint sweep(int op, bint dense, const real *x, const real *y, real *e, bint 
     """
     cdef Kind kind = kind_of(op)
     cdef Partial[48] stack
-    cdef Extent extent
+    cdef Maxima maxima
     cdef int depth = 0
     cdef Py_ssize_t begin, length, index = 0
     cdef double running = start_max, exponent = 0
     for begin from 0 <= begin < n by BLOCK:
         length = min(n - begin, BLOCK)
         if kind == EXP_STORED or kind == EXP_SUMMED:
-            find_extent(x + begin, length, &extent)
-            running = max(running, extent.max)
+            find_maxima(x + begin, length, &maxima)
+            running = max(running, maxima.whole)
             if running > -INFINITY and not in_reach(view, running):
                 return False
-            exponent = exponent_of(view, extent.max)
+            exponent = exponent_of(view, maxima.whole)
         add_block(kind, dense, x + begin, y + begin if y != NULL else NULL,
-                  e + begin if e != NULL else NULL, roomy, length, view, &extent, exponent,
+                  e + begin if e != NULL else NULL, roomy, length, view, &maxima, exponent,
                   &stack[depth])
         if exponents != NULL:
             exponents[index] = exponent
@@ -805,8 +784,9 @@ cdef inline void scale_lanes(bint general, vec m, const View *view, Scale *scale
     z = v_max(z, v_set1(-ANCHOR))
     exponent = v_sub(v_add(v_mul(z, v_set1(LOG2E / 2)), magic), magic)
     exponent = v_add(exponent, exponent)
-    scale.magic = v_sub(v_set1(MAGIC + (HEADROOM + BIAS)), exponent)
-    scale.lowest = v_mul(v_add(v_sub(exponent, v_set1(HEADROOM)), v_set1(LOWEST_EXPONENT)),
+    scale.magic = v_sub(v_set1(MAGIC + 8 * HEADROOM), v_mul(exponent, v_set1(8)))
+    scale.lowest = v_mul(v_add(v_sub(exponent, v_set1(HEADROOM)),
+                               v_set1(LOWEST_EXPONENT if general else ZERO_EXPONENT)),
                          v_set1(LN2_HIGH))
     if general:
         scale.lowest = v_max(v_mul(scale.lowest, v_set1(<real>view.temperature)),
@@ -838,7 +818,7 @@ cdef inline Py_ssize_t sum_batch(int op, bint general, int vectors, const Rows *
         count = first_bit(outside)
     v_store(batch.magic, scale.magic)
     v_store(batch.lowest, scale.lowest)
-    v_store(batch.at_max, exp_scaled(general, True, m, &scale))
+    v_store(batch.at_max, exp_scaled(general, m, &scale))
     for k in range(count):
         scale.magic = v_set1(batch.magic[k])
         scale.lowest = v_set1(batch.lowest[k])
@@ -885,7 +865,7 @@ cdef inline void add_column(int kind, const Columns *columns, Py_ssize_t c,
     if kind == PLAIN:
         rest[0] = v_add(v_load(<const real *>(columns.y + c * columns.y_step)), before)
         return
-    term = exp_scaled(False, False, x, scale)
+    term = exp_scaled(False, x, scale)
     if kind == EXP_STORED:
         v_store(columns.e + packed_at(c), term)
     other = v_ne(x, maximum)
@@ -970,7 +950,7 @@ cdef inline void sum_columns_as(int kind, Py_ssize_t n, const real *x, real *e, 
     columns.x_gap = VLEN * sizeof(real)
     v_store(batch.max, m)
     v_store(batch.magic, scale.magic)
-    v_store(batch.at_max, exp_scaled(False, False, m, &scale))
+    v_store(batch.at_max, exp_scaled(False, m, &scale))
     if chunks == 1:
         columns.x = <const char *>x
         columns.e = e
@@ -1096,16 +1076,16 @@ cdef Py_ssize_t sum_longer_batch(Kind kind, const Rows *rows, Py_ssize_t n, Py_s
                                  Py_ssize_t count, const View *view, real *e, Py_ssize_t stride,
                                  Batch *batch) noexcept nogil:
     """sum_batch for rows of up to a block."""
-    cdef Extent[8] extent  # EXP_SCRATCH / CHUNK
+    cdef Maxima[8] maxima  # EXP_SCRATCH / CHUNK
     cdef Partial whole
     cdef Py_ssize_t k
     for k in range(count):
-        find_extent(x_of(rows, start + k), n, &extent[k])
+        find_maxima(x_of(rows, start + k), n, &maxima[k])
     for k in range(count):
-        if not in_reach(view, extent[k].max):
+        if not in_reach(view, maxima[k].whole):
             return k
         add_block(kind, False, x_of(rows, start + k), NULL, e + k * stride, True, n, view,
-                  &extent[k], exponent_of(view, extent[k].max), &whole)
+                  &maxima[k], exponent_of(view, maxima[k].whole), &whole)
         batch.max[k] = <real>whole.max
         batch.at_max[k] = <real>whole.at_max
         batch.count[k] = whole.count

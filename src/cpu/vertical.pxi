@@ -177,7 +177,7 @@ cdef inline bint long_panel(int op, const Panel *panel, real *row_out,
                 level[v * VLEN + k].rest = batch.rest[k]
                 level[v * VLEN + k].low = batch.low[k]
                 level[v * VLEN + k].dot = level[v * VLEN + k].q = 0
-                exponents[v * VLEN + k] = (MAGIC + (HEADROOM + BIAS)) - <double>batch.magic[k]
+                exponents[v * VLEN + k] = HEADROOM - (batch.magic[k] - <double>MAGIC) / 8
                 level[v * VLEN + k].exponent = exponents[v * VLEN + k]
         if op == SOFTMAX:
             write_packed(SOFTMAX, panel, begin, end, scratch.packed, last, none)

@@ -19,11 +19,9 @@ typedef unsigned long long uint64;
 #if PYSOFTMAX_DOUBLE
 typedef double real;
 typedef uint64 bits;
-#define SIGNIFICAND 52
 #else
 typedef float real;
 typedef unsigned bits;
-#define SIGNIFICAND 23
 #endif
 
 #if ELEMENT_BITS == 16 && BFLOAT16

@@ -48,17 +48,12 @@ template <bool general> DEVICE real exponent_of(const View &view, real m) {
 
 template <bool general> DEVICE Scale scale_of(const View &view, real exponent) {
     Scale scale;
-    scale.magic = (real)(MAGIC + (HEADROOM + BIAS)) - exponent;
-    scale.lowest = ((exponent - HEADROOM) + LOWEST_EXPONENT) * (real)LN2_HIGH;
+    scale.magic = (real)(MAGIC + 8 * HEADROOM) - exponent * 8;
+    scale.lowest =
+        ((exponent - HEADROOM) + (general ? LOWEST_EXPONENT : ZERO_EXPONENT)) * (real)LN2_HIGH;
     if (general)
         scale.lowest = r_max((real)(scale.lowest * view.temperature), -(real)REAL_MAX);
     return scale;
-}
-
-DEVICE real exp_polynomial(real r) {
-    real p = EXP_TAIL[EXP_DEGREE - 1];
-    UNROLL for (int k = EXP_DEGREE - 2; k >= 0; k--) p = r_fma(p, r, EXP_TAIL[k]);
-    return r_fma(r_fma(p, r, 1), r, 1);
 }
 
 // exp((x - c) / T) 2^(HEADROOM - K); zero where no probability could come of it.
@@ -68,14 +63,20 @@ template <bool general> DEVICE real exp_scaled(real x, const View &view, const S
         d = x - view.shift;
         z = d * view.beta_high;
         low = r_fma(d, view.beta_low, r_fma(d, view.beta_high, 0 - z));
+    } else if (x < scale.lowest) {
+        z = scale.lowest;
     }
-    real shifted = r_fma(z, (real)LOG2E, scale.magic);
+    real shifted = r_fma(z, (real)(8 * LOG2E), scale.magic);
     real t = shifted - scale.magic;
-    real r = r_fma(t, (real)-LN2_LOW, r_fma(t, (real)-LN2_HIGH, z));
+    real r = r_fma(t, (real)(-LN2_LOW / 8), r_fma(t, (real)(-LN2_HIGH / 8), z));
     if (general) r = r + low;
-    // A product, not an addition to the exponent field: it lets NaN through.
-    real e = exp_polynomial(r) * as_real(as_bits(shifted) << SIGNIFICAND);
-    return d < scale.lowest ? 0 : e;
+    real q = EXP_TAIL[EXP_DEGREE - 1];
+    UNROLL for (int k = EXP_DEGREE - 2; k >= 0; k--) q = r_fma(q, r, EXP_TAIL[k]);
+    // The look-ups are 64 bytes that stay in the first-level cache.
+    const bits n = as_bits(shifted);
+    q = r_fma(r_fma(q, r, 1), r, EIGHTHS_REST[n & 7]);
+    const real power = as_real(as_bits(EIGHTHS[n & 7]) + (n << (SIGNIFICAND - 3)));
+    return general && d < scale.lowest ? 0 : r_fma(power, q, power);
 }
 
 // exp(x) for x <= 0, with gradual underflow.
