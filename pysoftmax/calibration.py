@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 
 from pysoftmax import _arguments as check
 from pysoftmax import _extras
-from pysoftmax._dispatch import backend_of
+from pysoftmax._dispatch import backend_of, memory_of, of_any_memory
 from pysoftmax._labelled import Labelled, host
 from pysoftmax._losses import cross_entropy_with_grad
 from pysoftmax._softmax import log_softmax, softmax
@@ -150,6 +150,10 @@ class VectorScaling:
         return self._apply(log_softmax, logits)
 
     def _apply(self, function: Callable[..., Any], logits: Any) -> Any:
+        memory = memory_of(logits=logits)
+        if memory is not None:
+            result = self._apply(function, **memory.inside({"logits": logits}))
+            return memory.outside(result, logits)
         backend = backend_of(logits=logits)
         array = backend.as_array(logits)
         axis = check.normalize_axis(self.axis, array.ndim)
@@ -170,6 +174,7 @@ class VectorScaling:
         return backend.wrap(result.astype(wanted, copy=False), logits)
 
 
+@of_any_memory("logits", "labels", "sample_weight")
 def fit_temperature(
     logits: Any,
     labels: Any,
@@ -248,10 +253,11 @@ def fit_temperature(
     data = Labelled("logits", logits, labels, axis, sample_weight)
     result, problem = _fit_temperature(data, _check_bounds(bounds), axis)
     if problem:
-        warnings.warn(problem, UserWarning, stacklevel=2)
+        warnings.warn(problem, UserWarning, stacklevel=3)
     return result
 
 
+@of_any_memory("logits", "labels", "sample_weight")
 def fit_vector_scaling(
     logits: Any,
     labels: Any,
@@ -314,7 +320,7 @@ def fit_vector_scaling(
     data = Labelled("logits", logits, labels, axis, sample_weight)
     result, problems = _fit_vector(data, _check_bounds(bounds), axis, minimize)
     for problem in problems:
-        warnings.warn(problem, UserWarning, stacklevel=2)
+        warnings.warn(problem, UserWarning, stacklevel=3)
     return result
 
 
