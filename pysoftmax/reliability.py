@@ -423,7 +423,7 @@ def draw_diagrams(
     )
     panels = figure.subplots(1, len(probabilities), squeeze=False)[0]
     for ax, (title, p) in zip(panels, probabilities.items(), strict=True):
-        display = ReliabilityDisplay.from_predictions(labels, p, axis=axis, n_bins=10, ax=ax)
+        display = ReliabilityDisplay.from_predictions(labels, p, axis=axis, ax=ax)
         ax.set_title(title, loc="left", weight="bold")
         display.counts_ax_.set_yticks([])
         for text in ax.get_legend().get_texts():
