@@ -36,10 +36,11 @@ from numpy.typing import NDArray
 
 from pysoftmax import _arguments as check
 from pysoftmax import _extras
-from pysoftmax._dispatch import backend_of, memory_of, of_any_memory
+from pysoftmax._dispatch import library_of, memory_of, of_any_memory
 from pysoftmax._labelled import Labelled, host
 from pysoftmax._losses import cross_entropy_with_grad
 from pysoftmax._softmax import log_softmax, softmax
+from pysoftmax.adapters import Adapter
 from pysoftmax.backends import Array
 
 __all__ = ["TemperatureScaling", "VectorScaling", "fit_temperature", "fit_vector_scaling"]
@@ -154,8 +155,9 @@ class VectorScaling:
         if memory is not None:
             result = self._apply(function, **memory.inside({"logits": logits}))
             return memory.outside(result, logits)
-        backend = backend_of(logits=logits)
-        array = backend.as_array(logits)
+        library: Any = library_of(logits=logits)
+        computes = not isinstance(library, Adapter)  # and is not lazy or labelled
+        array = library.as_array(logits) if computes else logits
         axis = check.normalize_axis(self.axis, array.ndim)
         if array.shape[axis] != len(self.scale):
             raise ValueError(
@@ -165,13 +167,15 @@ class VectorScaling:
         wanted = check.choose_dtype(array, None)
         wide = check.summing_dtype(wanted)
         along = [-1 if i == axis else 1 for i in range(array.ndim)]
-        xp = backend.namespace
+        xp = library.namespace if computes else np
         scale, bias = (xp.asarray(v, dtype=wide).reshape(along) for v in (self.scale, self.bias))
+        if not computes:
+            return function(array.astype(wide) * scale + bias, axis).astype(wanted)
         scaled = array.astype(wide)
         scaled *= scale
         scaled += bias
-        result = function(scaled, axis, out=scaled, where=backend.mask_of(logits))
-        return backend.wrap(result.astype(wanted, copy=False), logits)
+        result = function(scaled, axis, out=scaled, where=library.mask_of(logits))
+        return library.wrap(result.astype(wanted, copy=False), logits)
 
 
 @of_any_memory("logits", "labels", "sample_weight")

@@ -80,6 +80,19 @@ def test_a_calibration_is_applied_to_any_of_them(fit, library):
         _same(apply(into(LOGITS)), apply(LOGITS), type(into(P)))
 
 
+@pytest.mark.parametrize("fit", [ps.fit_temperature, ps.fit_vector_scaling])
+def test_a_calibration_is_applied_lazily_and_to_named_dimensions(fit):
+    lazy = pytest.importorskip("dask.array").from_array(LOGITS, chunks=(16, 5))
+    xarray = pytest.importorskip("xarray")
+    calibration = fit(LOGITS, LABELS)
+    after = calibration.apply(lazy)
+    assert after.chunks == lazy.chunks
+    np.testing.assert_array_equal(after.compute(), calibration.apply(LOGITS))
+    after = calibration.apply(xarray.DataArray(LOGITS, dims=("image", "digit")))
+    assert after.dims == ("image", "digit")
+    np.testing.assert_array_equal(after.values, calibration.apply(LOGITS))
+
+
 @pytest.mark.parametrize("library", ZERO_COPY)
 @pytest.mark.parametrize("name", ["probabilities", "logits"])
 def test_a_monitor_watches_any_of_them(name, library):
