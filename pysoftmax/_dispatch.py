@@ -1,8 +1,10 @@
 """Which backend or adapter an array belongs to, by its type alone."""
 
 import importlib
-from functools import cache
-from typing import TYPE_CHECKING, Any
+import inspect
+from collections.abc import Callable
+from functools import cache, wraps
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import numpy as np
 
@@ -12,6 +14,9 @@ from pysoftmax.backends import numpy as numpy_backend
 
 if TYPE_CHECKING:
     import importlib.metadata
+
+Options = ParamSpec("Options")
+Result = TypeVar("Result")
 
 # name -> (module, extra of pysoftmax that installs its library)
 BUILT_IN = {
@@ -104,6 +109,42 @@ def library_of(**arrays: Any) -> Backend | Adapter:
             + " and ".join(where for _, where in found.values())
         )
     return next(iter(found.values()))[0] if found else numpy_backend
+
+
+def memory_of(**arrays: Any) -> Any:
+    """The adapter of all arguments if it is one for arrays in memory, which has views; or None."""
+    library = library_of(**arrays)
+    return library if isinstance(library, Adapter) and library.in_memory else None
+
+
+# Functions that need the numbers in their arguments: of_any_memory.
+IMMEDIATE: set[str] = set()
+
+
+def of_any_memory(
+    *names: str,
+) -> Callable[[Callable[Options, Result]], Callable[Options, Result]]:
+    """Let a public function that computes on a backend's arrays take those that lie in memory.
+
+    `names` are its arguments that may be arrays. What it returns in arrays is of their library.
+    """
+
+    def decorate(function: Callable[Options, Result]) -> Callable[Options, Result]:
+        signature = inspect.signature(function)
+        IMMEDIATE.add(function.__name__)
+
+        @wraps(function)
+        def call(*args: Options.args, **options: Options.kwargs) -> Result:
+            given = signature.bind(*args, **options).arguments
+            memory = memory_of(**{name: given.get(name) for name in names})
+            if memory is not None:
+                result: Result = memory.call(function.__name__, given)
+                return result
+            return function(*args, **options)
+
+        return call
+
+    return decorate
 
 
 def backend_of(**arrays: Any) -> Backend:

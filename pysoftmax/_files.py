@@ -116,12 +116,12 @@ def read(source: str, *, skip_header: int = 0, name: str = "") -> Array:
         return np.concatenate(list(_csv_blocks(file, lines, title, skip_header)))
 
 
-def holds(source: str, name: str) -> bool:
-    """Whether `source` is a ``.npz`` file with an array of that name."""
+def holds(source: str, *names: str) -> bool:
+    """Whether `source` is a ``.npz`` file with arrays of these names."""
     if source == "-":
         return False
     with _input(source) as file:
-        return _is_npz(file, source) and name in _names(file, source)
+        return _is_npz(file, source) and {*names} <= {*_names(file, source)}
 
 
 def batches(source: str, *, skip_header: int = 0, name: str = "") -> Iterator[Array]:

@@ -14,8 +14,9 @@ is convex. With p = softmax(beta x) its derivatives are ::
 and those of the mean over rows are the (weighted) means of these. So the minimum is where g
 passes through zero: Newton's method finds it, and where a step leaves the bracket or gains too
 little, the bracket is halved. What is computed is beta g and beta^2 h, the same of beta x in
-place of x: whatever the unit of the logits, a step changes beta by the factor
-1 - beta g / (beta^2 h).
+place of x, so that the unit of the logits does not matter. A step is a factor on T or on beta,
+1 + |beta g| / (beta^2 h), whichever has to grow: for beta this is Newton's step, for T the same to
+second order, and never below 0. One call of `cross_entropy_with_grad` has the NLL and all p.
 
 There is no minimum where all labels have the largest logit of their row (T falls without
 limit), and all T are equal where the logits of each row are equal. Both can be told exactly
@@ -35,10 +36,11 @@ from numpy.typing import NDArray
 
 from pysoftmax import _arguments as check
 from pysoftmax import _extras
-from pysoftmax._dispatch import backend_of
+from pysoftmax._dispatch import library_of, memory_of, of_any_memory
 from pysoftmax._labelled import Labelled, host
-from pysoftmax._losses import cross_entropy, cross_entropy_with_grad
+from pysoftmax._losses import cross_entropy_with_grad
 from pysoftmax._softmax import log_softmax, softmax
+from pysoftmax.adapters import Adapter
 from pysoftmax.backends import Array
 
 __all__ = ["TemperatureScaling", "VectorScaling", "fit_temperature", "fit_vector_scaling"]
@@ -149,8 +151,13 @@ class VectorScaling:
         return self._apply(log_softmax, logits)
 
     def _apply(self, function: Callable[..., Any], logits: Any) -> Any:
-        backend = backend_of(logits=logits)
-        array = backend.as_array(logits)
+        memory = memory_of(logits=logits)
+        if memory is not None:
+            result = self._apply(function, **memory.inside({"logits": logits}))
+            return memory.outside(result, logits)
+        library: Any = library_of(logits=logits)
+        computes = not isinstance(library, Adapter)  # and is not lazy or labelled
+        array = library.as_array(logits) if computes else logits
         axis = check.normalize_axis(self.axis, array.ndim)
         if array.shape[axis] != len(self.scale):
             raise ValueError(
@@ -160,15 +167,18 @@ class VectorScaling:
         wanted = check.choose_dtype(array, None)
         wide = check.summing_dtype(wanted)
         along = [-1 if i == axis else 1 for i in range(array.ndim)]
-        xp = backend.namespace
+        xp = library.namespace if computes else np
         scale, bias = (xp.asarray(v, dtype=wide).reshape(along) for v in (self.scale, self.bias))
+        if not computes:
+            return function(array.astype(wide) * scale + bias, axis).astype(wanted)
         scaled = array.astype(wide)
         scaled *= scale
         scaled += bias
-        result = function(scaled, axis, out=scaled, where=backend.mask_of(logits))
-        return backend.wrap(result.astype(wanted, copy=False), logits)
+        result = function(scaled, axis, out=scaled, where=library.mask_of(logits))
+        return library.wrap(result.astype(wanted, copy=False), logits)
 
 
+@of_any_memory("logits", "labels", "sample_weight")
 def fit_temperature(
     logits: Any,
     labels: Any,
@@ -247,10 +257,11 @@ def fit_temperature(
     data = Labelled("logits", logits, labels, axis, sample_weight)
     result, problem = _fit_temperature(data, _check_bounds(bounds), axis)
     if problem:
-        warnings.warn(problem, UserWarning, stacklevel=2)
+        warnings.warn(problem, UserWarning, stacklevel=3)
     return result
 
 
+@of_any_memory("logits", "labels", "sample_weight")
 def fit_vector_scaling(
     logits: Any,
     labels: Any,
@@ -313,7 +324,7 @@ def fit_vector_scaling(
     data = Labelled("logits", logits, labels, axis, sample_weight)
     result, problems = _fit_vector(data, _check_bounds(bounds), axis, minimize)
     for problem in problems:
-        warnings.warn(problem, UserWarning, stacklevel=2)
+        warnings.warn(problem, UserWarning, stacklevel=3)
     return result
 
 
@@ -351,22 +362,27 @@ def _at(data: Labelled, x: Array, labels: Array) -> Array:
 
 
 def _objective(data: Labelled, temperature: float) -> tuple[float, float, float]:
-    """Mean NLL, beta times its derivative by beta = 1 / temperature, beta^2 times its second."""
+    """Mean NLL, beta times its derivative by beta = 1 / temperature, beta^2 times its second.
+
+    Of logits relative to that of the label, so that in rows that are surely right nothing cancels.
+    """
     totals = np.zeros(3)
     xp = data.backend.namespace
     for block, labels, weight, _ in data.blocks():
         x = block.astype(np.float64)
-        loss = cross_entropy(x, labels, temperature=temperature, reduction="none")
-        p = softmax(x, temperature=temperature)
+        # Loss and (p - y) / temperature.
+        loss, grad = cross_entropy_with_grad(x, labels, temperature=temperature, reduction="none")
+        rows = xp.arange(len(labels))
+        grad[rows, labels] = 0
         with np.errstate(over="ignore", invalid="ignore"):
-            # Relative to the label's logit, so that in rows that are surely right nothing cancels.
-            x -= _at(data, x, labels)[:, None]
-            x /= temperature
-            x[p == 0] = 0  # -inf among them
-            mean = xp.einsum("ij,ij->i", p, x)
-            x -= mean[:, None]
-            variance = xp.einsum("ij,ij,ij->i", p, x, x)
-            totals += [float((weight * each).sum()) for each in (loss, mean, variance)]
+            x -= x[rows, labels][:, None]
+            # Farther below the label a probability is 0; above, the difference may overflow.
+            xp.clip(x, -800 * temperature, np.finfo(np.float64).max, out=x)
+            slope = xp.einsum("ij,ij->i", grad, x)
+            x -= (temperature * slope)[:, None]
+            grad *= x
+            curvature = xp.einsum("ij,ij->i", grad, x) / temperature + xp.exp(-loss) * slope**2
+            totals += [float((weight * each).sum()) for each in (loss, slope, curvature)]
     nll, gradient, curvature = (totals / data.total).tolist()
     return nll, gradient, curvature
 
@@ -421,28 +437,26 @@ def _newton(
     highest: float,
 ) -> tuple[float, bool]:
     """The temperature where the gradient is zero, or the bound it points to, and whether found."""
-    _, gradient, curvature = evaluate(temperature)
-    # The gradient falls as the temperature rises.
-    bound = lowest if gradient < 0 else highest
-    _, beyond, _ = evaluate(bound)
-    if gradient == 0 or np.sign(gradient) * np.sign(beyond) >= 0:
-        return (bound if gradient else temperature), True
-    low, high = sorted((temperature, bound))
-    previous = np.inf
+    low, high, previous = 0.0, np.inf, np.inf
     for _ in range(_MOST_ITERATIONS):
-        factor = 1 - gradient / curvature if 0 < curvature < np.inf else np.nan
-        if abs(factor - 1) <= _TOLERANCE or high <= low * (1 + _TOLERANCE):
-            return temperature, True
-        temperature = temperature / factor if factor > 0 else np.nan
-        # Where the likelihood has but an exponential tail, a step gains no more than a factor e.
-        if not low < temperature < high or abs(gradient) > previous / 3:
-            temperature = float(np.sqrt(low) * np.sqrt(high))
-        previous = abs(gradient)
         _, gradient, curvature = evaluate(temperature)
+        # The gradient falls as the temperature rises.
+        bound = highest if gradient > 0 else lowest
+        if gradient == 0 or temperature == bound:
+            return temperature, True
         if gradient > 0:
             low = temperature
         else:
             high = temperature
+        factor = 1 + abs(gradient) / curvature if 0 < curvature < np.inf else np.inf
+        if factor - 1 <= _TOLERANCE or high <= low * (1 + _TOLERANCE):
+            return temperature, True
+        temperature = temperature * factor if gradient > 0 else temperature / factor
+        # Where the likelihood has but an exponential tail, a step gains no more than a factor e.
+        slow = abs(gradient) > previous / 3
+        if slow or not max(low, lowest) < temperature < min(high, highest):
+            temperature = float(np.sqrt(low) * np.sqrt(high)) if low and high < np.inf else bound
+        previous = abs(gradient)
     return temperature, False
 
 

@@ -217,17 +217,27 @@ def softmax(args: argparse.Namespace) -> None:
         "--skip-header", type=_count, default=0, metavar="N", help="skip N lines at the head of CSV"
     ),
     argument("--json", action="store_true", help="print the report as JSON"),
+    argument("--plot", type=_png, metavar="FILE.png", help="draw the reliability (needs labels)"),
 )
 def validate(args: argparse.Namespace) -> int:
     """Go through the checklist before deployment with a classifier's outputs.
 
     Prints what was checked and found. Exit status: 0 if no check failed, 1 if one did. Labels
     in CSV are one a line, or 0 and 1 for each class; --skip-header holds for both files. Of a
-    .npz file the array "probabilities" or "logits" is read, and "labels" if it has them.
+    .npz file the array "probabilities" is read, "logits" to check them against and "labels" if it
+    has these, and with --logits no probabilities.
     """
-    outputs, labels = _outputs(args, "logits" if args.logits else "probabilities")
+    name = "logits" if args.logits else "probabilities"
+    outputs, labels = _outputs(args, name)
+    given = {name: outputs}
+    if not args.logits and _files.holds(args.source, "probabilities", "logits"):
+        given["logits"] = _files.read(args.source, name="logits")
+    if args.plot:
+        _needs_matplotlib("--plot")
+        if labels is None or labels.ndim == outputs.ndim or args.activation == "sigmoid":
+            raise ValueError("--plot needs softmax and the right class of each row: --labels")
     report = pysoftmax.validate(
-        **{"logits" if args.logits else "probabilities": outputs},
+        **given,
         labels=labels,
         activation=args.activation,
         loss=args.loss,
@@ -236,6 +246,11 @@ def validate(args: argparse.Namespace) -> int:
         axis=args.axis,
     )
     print(json.dumps(report.to_dict(), indent=2) if args.json else report)
+    if args.plot:
+        if args.logits:
+            temperature = 1.0 if args.temperature is None else args.temperature
+            outputs = pysoftmax.softmax(outputs, args.axis, temperature=temperature)
+        _draw_reliability(args, labels, {"reliability": outputs})
     return 0 if report.passed else 1
 
 
@@ -251,6 +266,16 @@ def _outputs(args: argparse.Namespace, name: str) -> tuple[_files.Array, _files.
     if labels.ndim == 2 and labels.shape[1] == 1 and labels.dtype.kind == "f":
         labels = _whole(labels[:, 0], source)
     return outputs, labels
+
+
+def _draw_reliability(
+    args: argparse.Namespace, labels: Any, probabilities: dict[str, _files.Array]
+) -> None:
+    """Write the reliability diagrams that --plot asks for."""
+    from pysoftmax import reliability
+
+    with _files.output(args.plot) as file:
+        reliability.draw_diagrams(file, labels, probabilities, axis=args.axis)
 
 
 def _needs_matplotlib(option: str) -> None:
@@ -315,10 +340,8 @@ def calibrate(args: argparse.Namespace) -> int:
         "accuracy": tuple(float((p.argmax(args.axis) == labels).mean()) for p in (before, after)),
     }
     if args.plot:
-        from pysoftmax import reliability
-
-        with _files.output(args.plot) as file:
-            reliability.draw_before_and_after(file, labels, before, after, axis=args.axis)
+        panels = {"before calibration": before, "after calibration": after}
+        _draw_reliability(args, labels, panels)
     if args.output:
         _files.write(args.output, after)
     if args.json:

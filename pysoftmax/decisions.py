@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pysoftmax import _arguments as check
-from pysoftmax._dispatch import backend_of
+from pysoftmax._dispatch import backend_of, of_any_memory
 from pysoftmax._rows import (
     LARGE_BLOCK,
     classes_last,
@@ -72,6 +72,7 @@ class TopK(NamedTuple):
     indices: Any
 
 
+@of_any_memory("probabilities")
 def decide(
     probabilities: Any,
     threshold: float,
@@ -160,6 +161,7 @@ def decide(
     return backend.wrap(result.reshape(check.reduced_shape(array.shape, (axis,))), None)
 
 
+@of_any_memory("probabilities", "labels", "sample_weight")
 def risk_coverage_curve(
     probabilities: Any, labels: Any, *, axis: int = -1, sample_weight: Any = None
 ) -> RiskCoverageCurve:
@@ -211,6 +213,7 @@ def risk_coverage_curve(
     return RiskCoverageCurve(decided / decided[-1], errors / decided, confidence[last])
 
 
+@of_any_memory("scores")
 def top_k(scores: Any, k: int, *, axis: int = -1) -> TopK:
     """The k largest scores of each row and their classes, in descending order.
 
@@ -279,6 +282,7 @@ def top_k(scores: Any, k: int, *, axis: int = -1) -> TopK:
     return TopK(back(values), back(indices))
 
 
+@of_any_memory("labels")
 def class_weight(mode: str, labels: Any, *, n_classes: int | None = None) -> Any:
     """Weights under which all classes count the same, however many labels they have.
 
@@ -342,6 +346,7 @@ def class_weight(mode: str, labels: Any, *, n_classes: int | None = None) -> Any
     return truth.size / (classes * counts)
 
 
+@of_any_memory("logits", "prior")
 def logit_adjust(logits: Any, prior: Any, tau: float = 1.0, *, axis: int = -1) -> Any:
     """Logits less the logarithm of how common their classes are: ``x_c - tau * log(prior_c)``.
 

@@ -71,12 +71,12 @@ def run() -> dict[str, Any]:
 
 def draw(file: Any) -> None:
     """Write the reliability of the held-out images before and after calibration, as PNG."""
-    from pysoftmax.reliability import draw_before_and_after
+    from pysoftmax.reliability import draw_diagrams
 
     logits, labels = load_digits()
     calibration = pysoftmax.fit_temperature(logits[::2], labels[::2])
     before, after = pysoftmax.softmax(logits[1::2]), calibration.apply(logits[1::2])
-    draw_before_and_after(file, labels[1::2], before, after)
+    draw_diagrams(file, labels[1::2], {"before calibration": before, "after calibration": after})
 
 
 def _measures(probabilities: Floats, labels: NDArray[np.uint8]) -> dict[str, float]:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from pysoftmax import _arguments as check
 from pysoftmax import _extras
 from pysoftmax._confidence import BUFFER, Counts, Cuts, Drift, drift, mapping, naturals, sequence
-from pysoftmax._dispatch import backend_of
+from pysoftmax._dispatch import backend_of, memory_of
 from pysoftmax._labelled import host
 from pysoftmax._monitor_views import Collector, Point, draw
 from pysoftmax._rows import LARGE_BLOCK, SLACK, classes_last
@@ -381,6 +381,9 @@ class ConfidenceMonitor:
         if probabilities is None:
             name, values = "logits", logits
         plain = type(values) is np.ndarray and values.dtype.char in _PLAIN
+        memory = None if plain else memory_of(**{name: values})
+        if memory is not None:
+            values = memory.inside({name: values})[name]
         backend: Backend = numpy_backend if plain else backend_of(**{name: values})
         array = values
         if not plain:

@@ -8,11 +8,13 @@ its mean confidence. Bins are (low, high], with 0 in the first and 1 in the last
 from __future__ import annotations
 
 import operator
+from collections.abc import Mapping
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 
 from pysoftmax import _extras
+from pysoftmax._dispatch import of_any_memory
 from pysoftmax._labelled import Labelled, host
 from pysoftmax._rows import faults
 from pysoftmax._softmax import softmax
@@ -52,6 +54,7 @@ class ReliabilityCurve(NamedTuple):
     edges: Any
 
 
+@of_any_memory("probabilities", "labels", "sample_weight")
 def reliability_curve(
     probabilities: Any,
     labels: Any,
@@ -115,6 +118,7 @@ def reliability_curve(
     return _curve(data, pos_label, n_bins, strategy)
 
 
+@of_any_memory("probabilities", "labels", "sample_weight")
 def expected_calibration_error(
     probabilities: Any,
     labels: Any,
@@ -176,6 +180,7 @@ def expected_calibration_error(
     return _error([_curve(data, label, n_bins, strategy) for label in classes], norm)
 
 
+@of_any_memory("probabilities", "labels", "sample_weight")
 def brier_score(
     probabilities: Any, labels: Any, *, axis: int = -1, sample_weight: Any = None
 ) -> float:
@@ -216,6 +221,7 @@ def brier_score(
     return total / data.total
 
 
+@of_any_memory("probabilities", "labels", "sample_weight")
 def negative_log_likelihood(
     probabilities: Any, labels: Any, *, axis: int = -1, sample_weight: Any = None
 ) -> float:
@@ -408,17 +414,17 @@ class ReliabilityDisplay:
         return self
 
 
-def draw_before_and_after(
-    file: Any, labels: Any, before: Any, after: Any, *, axis: int = -1
+def draw_diagrams(
+    file: Any, labels: Any, probabilities: Mapping[str, Any], *, axis: int = -1
 ) -> None:
-    """Write the diagrams of two sets of probabilities, side by side, as PNG."""
+    """Write the diagrams of probabilities, by title and side by side, as PNG."""
     figure = _extras.load("matplotlib.figure", "plot", "a picture").Figure(
-        figsize=(9.6, 5.6), layout="constrained"
+        figsize=(4.8 * len(probabilities), 5.6), layout="constrained"
     )
-    panels = figure.subplots(1, 2)
-    for ax, p, name in zip(panels, (before, after), ("before", "after"), strict=True):
-        display = ReliabilityDisplay.from_predictions(labels, p, axis=axis, n_bins=10, ax=ax)
-        ax.set_title(f"{name} calibration", loc="left", weight="bold")
+    panels = figure.subplots(1, len(probabilities), squeeze=False)[0]
+    for ax, (title, p) in zip(panels, probabilities.items(), strict=True):
+        display = ReliabilityDisplay.from_predictions(labels, p, axis=axis, ax=ax)
+        ax.set_title(title, loc="left", weight="bold")
         display.counts_ax_.set_yticks([])
         for text in ax.get_legend().get_texts():
             text.set_fontsize("small")

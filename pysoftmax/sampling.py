@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from pysoftmax import _arguments as check
-from pysoftmax._dispatch import backend_of
+from pysoftmax._dispatch import backend_of, of_any_memory
 from pysoftmax._rows import (
     LARGE_BLOCK,
     MIDDLE_BLOCK,
@@ -38,6 +38,7 @@ __all__ = ["sample"]
 _MANY = 64
 
 
+@of_any_memory("logits", "temperature", "where")
 def sample(
     logits: Any,
     *,

@@ -78,7 +78,7 @@ NAN, INF = np.nan, np.inf
 def check_softmax(
     function: Callable[..., Any],
     *,
-    dtypes: Any = ("float32", "float64"),
+    dtypes: Any = ("float16", "float32", "float64", "uint8"),
     axis: int = -1,
     rng: Any = 0,
 ) -> Report:
@@ -89,9 +89,9 @@ def check_softmax(
     function : callable
         From an array of NumPy to its softmax along `axis`, as anything that NumPy makes an
         array of. If it has a parameter named axis, `axis` is given to it.
-    dtypes : iterable of dtype, default ("float32", "float64")
+    dtypes : iterable of dtype, default ("float16", "float32", "float64", "uint8")
         What dtypes it is to be tried with: float16, bfloat16, float32, float64, and integers.
-        Name those that it will meet.
+        Name those that it will meet, if it does not take all of these.
     axis : int, default -1
         The axis of the classes.
     rng : numpy.random.Generator or int, default 0

@@ -17,7 +17,7 @@ import numpy as np
 
 from pysoftmax import _arguments as check
 from pysoftmax import _extras
-from pysoftmax._dispatch import backend_of
+from pysoftmax._dispatch import backend_of, of_any_memory
 from pysoftmax._labelled import host
 from pysoftmax._losses import cross_entropy
 from pysoftmax._rows import SLACK, Part, classes_last, parts
@@ -121,6 +121,7 @@ class Report:
             raise ValueError(f"validation failed\n{self}")
 
 
+@of_any_memory("probabilities", "logits", "labels", "temperature")
 def validate(
     probabilities: Any = None,
     logits: Any = None,
@@ -203,6 +204,7 @@ def validate(
     )
 
 
+@of_any_memory("logits", "labels")
 def check_pairing(
     activation: str | None = None,
     loss: str | None = None,

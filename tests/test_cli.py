@@ -734,6 +734,35 @@ def test_a_npz_file_holds_outputs_and_labels(run, outputs):
     assert "all in [0, 10)" in out
 
 
+def test_probabilities_are_checked_against_the_logits_in_the_same_file(run, outputs):
+    x, labels = outputs
+    p = pysoftmax.softmax(x, temperature=2)
+    np.savez("both.npz", logits=x, probabilities=p, labels=labels)
+
+    def statuses(*args):
+        report = json.loads(run("validate", "both.npz", "--json", *args)[1])
+        return {c["name"]: c["status"] for c in report["checks"]}
+
+    names = ["probabilities are those of the logits", "temperature is recorded and tested"]
+    assert [statuses("--temperature", 2)[name] for name in names] == ["pass", "pass"]
+    assert run("validate", "both.npz", "--temperature", 1)[0] == 1
+
+
+@pytest.mark.parametrize("args", [["p.npy"], ["x.npy", "--logits", "--temperature", 8]])
+def test_validate_draws_the_reliability(run, outputs, args):
+    table = run("validate", *args, "--labels", "labels.npy")
+    assert run("validate", *args, "--labels", "labels.npy", "--plot", "r.png") == table
+    assert_picture("r.png")
+
+
+@pytest.mark.parametrize(
+    "args", [[], ["--labels", "p.npy"], ["--labels", "labels.npy", "--activation", "sigmoid"]]
+)
+def test_validate_draws_no_reliability_without_one_right_class(run, outputs, args):
+    assert_error(run("validate", "p.npy", "--plot", "r.png", *args), "--plot needs softmax")
+    assert not Path("r.png").exists()
+
+
 @pytest.mark.parametrize(
     ("save", "words"),
     [

@@ -399,7 +399,7 @@ def test_a_row_of_which_all_is_masked_is_refused():
         (X, {"temperature": -1}, ValueError, "temperature must be >= 0 and not NaN, got -1.0"),
         (X, {"temperature": NAN}, ValueError, "temperature must be >= 0 and not NaN, got nan"),
         (X, {"temperature": [1, 2, 3]}, ValueError, r"rows \(2,\), got shape \(3,\)"),
-        (X, {"temperature": "1"}, TypeError, "temperature must be a real number"),
+        (X, {"temperature": "1"}, TypeError, "temperature: no backend for builtins.str"),
         (X, {"top_k": 0}, ValueError, "top_k must be at least 1, got 0"),
         (X, {"top_k": 1.5}, TypeError, "integer"),
         (X, {"top_p": -0.1}, ValueError, r"top_p must be in \[0, 1\], got -0.1"),

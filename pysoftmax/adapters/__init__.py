@@ -19,6 +19,9 @@ class Adapter(ABC):
 
     name: str
     library: str  # the distribution that brings the arrays
+    # Whether its arrays lie in memory that a backend computes on, so that `call` takes every
+    # public function and not only those of `Backend`.
+    in_memory = False
 
     @abstractmethod
     def recognises(self, array: Any) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 import pysoftmax
+from pysoftmax._dispatch import IMMEDIATE
 from pysoftmax.adapters import gradients
 from pysoftmax.adapters.memory import CPU, CUDA, OUTPUTS, Memory, from_dlpack
 from pysoftmax.backends import Array
@@ -55,6 +56,8 @@ class Jax(Memory):
             if arguments.get(name) is not None:
                 raise TypeError(f"{name}: JAX's arrays cannot be written to")
         if any(isinstance(array, jax.core.Tracer) for array in arguments.values()):
+            if function in IMMEDIATE:
+                raise TypeError(f"{function} needs the numbers: call it outside of jit and grad")
             return self._traced(function, arguments)
         return super().call(function, arguments)
 

@@ -24,6 +24,8 @@ CPU, CUDA, CUDA_HOST, CUDA_MANAGED = 1, 2, 3, 13
 class Memory(Adapter):
     """An adapter that sees its arrays as NumPy's or CuPy's, and wraps the result."""
 
+    in_memory = True
+
     @abstractmethod
     def view(self, array: Any) -> Array:
         """`array` as NumPy's or CuPy's, of the same memory."""
@@ -67,9 +69,12 @@ class Memory(Adapter):
             ) from error
 
     def outside(self, result: Any, like: Any) -> Any:
-        """What a public function returned, as arrays of this library."""
+        """What a public function returned, its arrays as those of this library."""
         if isinstance(result, tuple):
-            return tuple(self.outside(part, like) for part in result)
+            parts = [self.outside(part, like) for part in result]
+            return type(result)._make(parts) if hasattr(result, "_make") else tuple(parts)
+        if not hasattr(result, "dtype"):
+            return result
         return self.wrap(np.asarray(result) if isinstance(result, np.generic) else result, like)
 
     def like(self, arguments: dict[str, Any]) -> Any:
