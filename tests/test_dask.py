@@ -3,7 +3,9 @@
 import functools
 import textwrap
 import threading
+import types
 
+import device_arrays
 import numpy as np
 import oracles
 import pytest
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 from oracles import assert_same_bytes, assert_ulp
 
 import pysoftmax as ps
+from pysoftmax import _dispatch
 
 dask = pytest.importorskip("dask")
 da = pytest.importorskip("dask.array")
@@ -175,6 +178,48 @@ def test_whole_rows_have_the_bits_of_arrays_in_memory(name, dtype):
     got = compute(CALLS[name](x, inputs(x), chunked((3, 4), (50,))))
     for a, b in zip(got, want, strict=True):
         assert_same_bytes(a, b, call=name)
+
+
+@pytest.fixture
+def on_device(monkeypatch):
+    """Blocks of a library that refuses what CuPy refuses, by a backend of a third party."""
+    entry = types.SimpleNamespace(name="device", load=lambda: device_arrays.backend)
+    monkeypatch.setattr(_dispatch, "third_party", lambda: {"device": entry})
+    _dispatch.load.cache_clear()
+
+    def moved(lazy):
+        meta = device_arrays.DeviceArray(lazy._meta)
+        return lazy.map_blocks(device_arrays.DeviceArray, dtype=lazy.dtype, meta=meta)
+
+    yield moved
+    _dispatch.load.cache_clear()
+
+
+@pytest.mark.parametrize("columns", [(50,), (20, 30)], ids=["whole rows", "cut rows"])
+def test_blocks_of_another_library_are_computed_on_by_its_backend(name, columns, on_device):
+    x = normal((7, 50), "float32")
+    make = chunked((3, 4), columns)
+    lazy = in_parts(CALLS[name](x, inputs(x), lambda array: on_device(make(array))))
+    want = compute(CALLS[name](x, inputs(x), make))
+    for result, wanted in zip(lazy, want, strict=True):
+        got = result.compute()
+        assert type(got) is type(result._meta) is device_arrays.DeviceArray
+        assert (result._meta.dtype, result._meta.ndim) == (got.dtype, got.ndim)
+        assert_same_bytes(got.values, np.asarray(wanted), call=name)
+
+
+def test_lists_go_with_blocks_of_another_library(on_device):
+    x, mask = normal((4, 6), "float32"), [True, False, True, True, True, False]
+    for columns in (6, 2):
+        lazy = on_device(da.from_array(x, chunks=(2, columns)))
+        for got, want in [
+            (ps.softmax(lazy, where=mask), ps.softmax(x, where=mask)),
+            (ps.logsumexp(lazy, b=[1, 2, 3, 4, 5, 6]), ps.logsumexp(x, b=[1, 2, 3, 4, 5, 6])),
+            (ps.cross_entropy(lazy, [0, 1, 2, 3]), ps.cross_entropy(x, [0, 1, 2, 3])),
+        ]:
+            np.testing.assert_allclose(got.compute().values, want, rtol=1e-6)
+    loss = ps.cross_entropy(x.tolist(), on_device(da.zeros(4, dtype=int, chunks=2)))
+    assert type(loss.compute()) is device_arrays.DeviceArray
 
 
 # float64 sums over a million rows end in other bits where they are added in another order.

@@ -128,8 +128,27 @@ def _has_unknown(*arrays: Any) -> bool:
     return any(math.isnan(n) for a in arrays if a is not None for n in a.shape)
 
 
-def _optional(array: Any) -> Any:
-    return None if array is None else da.asarray(array)
+def _lazy(values: Any, like: Any) -> Any:
+    """A dask.array of a list or a number, with blocks of the library that those of `like` are of.
+
+    None, and what is lazy already, as it is.
+    """
+    if values is None or isinstance(values, da.Array):
+        return values
+    lazy = da.from_array(np.asarray(values), chunks=-1)
+    if isinstance(like._meta, np.ndarray):
+        return lazy
+    meta = meta_from_array(like._meta, ndim=lazy.ndim, dtype=lazy.dtype)
+    return lazy.map_blocks(_placed, dtype=lazy.dtype, meta=meta, like=like._meta)
+
+
+def _placed(block: Array, like: Array) -> Array:
+    return np.asarray(block, like=like)
+
+
+def _main(*arrays: Any) -> Any:
+    """The first lazy one of these: the blocks of all others are of its library."""
+    return next(array for array in arrays if isinstance(array, da.Array))
 
 
 def _rows(x: Any, axes: Index) -> Index:
@@ -154,14 +173,14 @@ def _temperature(temperature: Any, x: Any, axes: Index, gradient: bool = False) 
             return check.check_temperature(numpy_backend, temperature, shape, gradient), None
         if not _has_unknown(x):
             check.check_temperature(numpy_backend, temperature, shape, gradient)
-        temperature = da.from_array(np.asarray(temperature), chunks=-1)
+        temperature = _lazy(temperature, x)
     if temperature.ndim == 0:
         return temperature, ()
     return _aligned(temperature, x, rows, "temperature")
 
 
 def _mask(where: Any, x: Any) -> Operand:
-    mask = _optional(where)
+    mask = _lazy(where, x)
     if mask is not None:
         check.check_where(_stand_in(mask), _stand_in(x).shape, numpy_backend)
     return _aligned(mask, x, tuple(range(x.ndim)), "where")
@@ -254,7 +273,7 @@ def _call(x: Array, *, name: str, **options: Any) -> Any:
 
 def _map(name: str, x: Any, axis: Any, temperature: Any, where: Any, dtype: Any) -> Any:
     """softmax or log_softmax."""
-    x = da.asarray(x)
+    x = _lazy(x, _main(x, where, temperature))
     axes = check.normalize_axes(axis, x.ndim)
     wanted = check.choose_dtype(x, dtype)
     every = tuple(range(x.ndim))
@@ -297,7 +316,8 @@ def _finish_map(x: Array, where: Any, whole: Array, *, name: str, dtype: Any) ->
 def logsumexp(
     x: Any, axis: Any, b: Any, where: Any, keepdims: bool, return_sign: bool, dtype: Any
 ) -> Any:
-    x, factor = da.asarray(x), _optional(b)
+    like = _main(x, b, where)
+    x, factor = _lazy(x, like), _lazy(b, like)
     wanted = check.choose_dtype(x, dtype)
     if factor is not None:
         promoted = check.result_dtype(factor.dtype)
@@ -398,7 +418,8 @@ def log_softmax_vjp(grad_output: Any, log_probabilities: Any, axis: Any, tempera
 
 
 def _vjp(name: str, grad_output: Any, values: Any, axis: Any, temperature: Any) -> Any:
-    grad, values = da.asarray(grad_output), da.asarray(values)
+    like = _main(values, grad_output, temperature)
+    grad, values = _lazy(grad_output, like), _lazy(values, like)
     if _stand_in(grad).shape != _stand_in(values).shape:
         raise ValueError(
             "grad_output must have the shape of the forward result "
@@ -502,7 +523,8 @@ def _cross_entropy(
     temperature: Any,
     with_grad: bool,
 ) -> tuple[Any, Any]:
-    x, target, weight = da.asarray(logits), da.asarray(target), _optional(weight)
+    like = _main(logits, target, weight, temperature)
+    x, target, weight = (_lazy(array, like) for array in (logits, target, weight))
     wanted = check.choose_dtype(x, None)
     axis = check.normalize_axis(axis, x.ndim)
     if math.isnan(x.shape[axis]):
@@ -590,7 +612,7 @@ def _add_weights(before: Any, labels: Array, weight: Any, *, ignore_index: int) 
     """`before` and the weights of more labels, one after the other."""
     used = labels[labels != ignore_index]
     if weight is None:
-        return np.asarray(before + float(used.size))
+        return np.asarray(before + float(used.size), like=labels)
     more = weight[used].astype(np.float64)
     # A running sum adds in order, whatever came before it.
     return np.cumsum(np.concatenate([np.full_like(more, before, shape=1), more]))[-1]
@@ -615,7 +637,12 @@ def _size(x: Any, rows: Index) -> Any:
 
 
 def _count(block: Array, *, rows: Index) -> Array:
-    return np.full((1,) * block.ndim, float(np.prod([block.shape[i] for i in rows])))
+    return _one(float(np.prod([block.shape[i] for i in rows])), block)
+
+
+def _one(number: Any, like: Array) -> Array:
+    """An array of one float64 with the dimensions of `like`."""
+    return np.full_like(like, number, shape=(1,) * like.ndim, dtype=np.float64)
 
 
 def _flat(array: Any) -> Any:
@@ -657,16 +684,18 @@ def _reduced(loss: Any, count: Any, dtype: Any, rechunk: bool) -> Any:
 
 
 def _total(loss: Array) -> Array:
-    total = backend_of(loss=loss).sum(loss) if loss.size else 0.0
-    return np.full((1,) * loss.ndim, total)
+    return _one(backend_of(loss=loss).sum(loss) if loss.size else 0.0, loss)
 
 
 def _divided(totals: Any, count: Any, *, dtype: Any) -> Any:
-    sums = [float(total.reshape(())) for total in flatten([totals])]
-    return np.asarray(numpy_backend.quotient(_tree_sum(sums), float(count), np.dtype(dtype)))
+    sums = [total.reshape(()) for total in flatten([totals])]
+    backend = backend_of(totals=sums[0])
+    with np.errstate(all="ignore"):
+        result = backend.quotient(_tree_sum(sums), float(count), np.dtype(dtype))
+    return np.asarray(result, like=sums[0])
 
 
-def _tree_sum(values: list[float]) -> float:
+def _tree_sum(values: list[Any]) -> Any:
     """The contract's tree T over values."""
     if len(values) == 1:
         return values[0]
@@ -803,7 +832,8 @@ def _weights_of_block(
         q = target.astype(np.float64) * (1 - smoothing) + smoothing / classes
     else:
         labels = np.expand_dims(target, axis)
-        numbers = _along(np.arange(offset, offset + shape[axis]), axis, len(shape))
+        numbers = np.arange(offset, offset + shape[axis], like=target)
+        numbers = _along(numbers, axis, len(shape))
         used = labels != ignore_index
         q = used * ((labels == numbers) * (1 - smoothing) + smoothing / classes)
     if weight is not None:
@@ -928,7 +958,7 @@ def _gradient(
             p = np.where(used, p, 0)
         if target.dtype.kind in "iu" and not smoothing:
             labels = np.expand_dims(target.astype(np.int64), axis) - offset
-            numbers = _along(np.arange(x.shape[axis]), axis, x.ndim)
+            numbers = _along(np.arange(x.shape[axis], like=x), axis, x.ndim)
             # 1 - p without cancellation: above 1/2 only the maximum can be.
             rest = whole[row_parts.REST] + whole[row_parts.LOW]
             missing = np.where(p > 0.5, rest / (1 + rest), 1 - p)
@@ -953,14 +983,15 @@ def binary_cross_entropy_with_logits_with_grad(**arguments: Any) -> tuple[Any, A
 def _binary_cross_entropy(
     logits: Any, target: Any, weight: Any, pos_weight: Any, reduction: str, with_grad: bool
 ) -> tuple[Any, Any]:
-    x, target = da.asarray(logits), da.asarray(target)
+    like = _main(logits, target, weight, pos_weight)
+    x, target = _lazy(logits, like), _lazy(target, like)
     wanted = check.choose_dtype(x, None)
     every = tuple(range(x.ndim))
     shape = _stand_in(x)
     _check_known("target", target, "logits", x, every)
     losses.check_binary_target(_stand_in(target), shape.shape)
     operands = [(x, every), _aligned(target, x, every, "target")]
-    for name, factor in (("weight", _optional(weight)), ("pos_weight", _optional(pos_weight))):
+    for name, factor in (("weight", _lazy(weight, x)), ("pos_weight", _lazy(pos_weight, x))):
         if factor is not None:
             losses.check_factor(numpy_backend, _stand_in(factor), shape, name)
         operands.append(_aligned(factor, x, every, name))
