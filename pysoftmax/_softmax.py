@@ -18,6 +18,8 @@ from pysoftmax.backends.numpy import (
 
 __all__ = ["log_softmax", "log_softmax_vjp", "logsumexp", "softmax", "softmax_vjp"]
 
+WITHOUT_FACTOR = "give what takes no part the factor 0"
+
 
 def softmax(
     x: Any,
@@ -327,12 +329,15 @@ def _logsumexp(
         return backend.call("logsumexp", {"x": x, "axis": axis, "b": b, "where": where, **options})
     array, where = check.masked(backend, x, where)
     if b is not None:
-        factor = check.unmasked(backend, "b", b, "give what takes no part the factor 0")
+        factor = check.unmasked(backend, "b", b, WITHOUT_FACTOR)
         promoted = check.result_dtype(factor.dtype)
         array = backend.namespace.broadcast_to(
             array, np.broadcast_shapes(array.shape, factor.shape)
         )
         factor = backend.namespace.broadcast_to(factor, array.shape)
+        if backend.mask_of(x) is not None:
+            mask = np.broadcast_to(np.ma.getmaskarray(x), array.shape)
+            x = np.ma.array(array, mask=mask, copy=False)
     wanted = check.choose_dtype(array, dtype)
     if b is not None and dtype is None and not isinstance(b, int | float):
         wanted = np.promote_types(wanted, promoted)

@@ -246,6 +246,23 @@ def test_factors_that_are_masked_are_refused():
         ps.logsumexp([1.0, 2.0], b=np.ma.array([1.0, 2.0], mask=[0, 1]))
 
 
+def test_factors_may_add_rows_to_what_is_masked():
+    x = np.ma.array([[1.0, 2.0], [3.0, 4.0]], mask=[[0, 1], [1, 1]])
+    result = ps.logsumexp(x, b=np.ones((3, 2, 2)))
+    assert result.tolist() == [[1.0, None]] * 3
+
+
+def test_a_mask_of_a_mask_and_a_masked_temperature_are_refused():
+    x, where = normal((3, 2), np.float64), np.ma.array([True, True], mask=[0, 1])
+    for given in (x, np.ma.array(x, mask=x > 1)):
+        for function in (ps.softmax, ps.log_softmax, ps.logsumexp):
+            with pytest.raises(ValueError, match="where has masked entries; fill it"):
+                function(given, where=where)
+    temperature = np.ma.array([1.0, 2.0, 3.0], mask=[0, 1, 0])
+    with pytest.raises(ValueError, match="temperature has masked entries; give every row"):
+        ps.softmax(x, temperature=temperature)
+
+
 @pytest.mark.parametrize("name", ["softmax", "log_softmax"])
 def test_a_product_leaves_out_what_was_masked(dtype, name):
     forward, product = getattr(ps, name), getattr(ps, f"{name}_vjp")

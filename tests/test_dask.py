@@ -180,6 +180,61 @@ def test_whole_rows_have_the_bits_of_arrays_in_memory(name, dtype):
         assert_same_bytes(a, b, call=name)
 
 
+# name -> call of logits, a mask and factors
+MASKED = {
+    "softmax": lambda x, w, b: ps.softmax(x),
+    "softmax, where": lambda x, w, b: ps.softmax(x, where=w),
+    "softmax, all": lambda x, w, b: ps.softmax(x, None, temperature=0.7),
+    "log_softmax": lambda x, w, b: ps.log_softmax(x, 0),
+    "logsumexp": lambda x, w, b: ps.logsumexp(x),
+    "logsumexp, where": lambda x, w, b: ps.logsumexp(x, where=w, keepdims=True),
+    "logsumexp, b": lambda x, w, b: ps.logsumexp(x, b=b),
+    "logsumexp, sign": lambda x, w, b: ps.logsumexp(x, b=b, return_sign=True)[1],
+    "logsumexp, more rows": lambda x, w, b: ps.logsumexp(x, b=[[[1.0]], [[2.0]]]),
+    "softmax_vjp": lambda x, w, b: ps.softmax_vjp(x, ps.softmax(x)),
+    "log_softmax_vjp": lambda x, w, b: ps.log_softmax_vjp(b, ps.log_softmax(x)),
+    "sigmoid": lambda x, w, b: ps.sigmoid(x),
+}
+
+
+@pytest.fixture
+def masked():
+    """Logits with masked entries, and a row that is masked wholly."""
+    x = normal((6, 8), "float64")
+    return np.ma.array(x, mask=(x > 1) | (np.arange(6) == 2)[:, None])
+
+
+@pytest.mark.parametrize("columns", [8, 3])
+@pytest.mark.parametrize("name", MASKED)
+def test_masks_of_numpy_ma_are_honoured_in_blocks_too(name, columns, masked):
+    rng = np.random.default_rng(1)
+    arrays = masked, rng.random((6, 8)) < 0.7, rng.normal(0, 1, (6, 8))
+    result = MASKED[name](*(da.from_array(a, chunks=(4, columns)) for a in arrays))
+    got, want = result.compute(), MASKED[name](*arrays)
+    assert type(got) is type(result._meta) is np.ma.MaskedArray
+    assert np.array_equal(np.ma.getmaskarray(got), np.ma.getmaskarray(want))
+    np.testing.assert_allclose(np.ma.getdata(got), np.ma.getdata(want), rtol=1e-13, atol=1e-15)
+
+
+@pytest.mark.parametrize("columns", [8, 3])
+def test_what_must_not_be_masked_is_refused_when_it_is_computed(columns, masked):
+    lazy = da.from_array(masked, chunks=(4, columns))
+    plain = da.from_array(masked.data, chunks=(4, columns))
+    labels = da.from_array(np.ma.array(np.zeros(6, int), mask=masked[:, 0].mask), chunks=4)
+    for name, result in [
+        ("logits", ps.cross_entropy(lazy, da.zeros(6, dtype=int, chunks=4))),
+        ("target", ps.cross_entropy(plain, labels)),
+        ("weight", ps.cross_entropy(plain, da.zeros(6, dtype=int), weight=lazy[0])),
+        ("logits", ps.binary_cross_entropy_with_logits(lazy, da.zeros((6, 8)))),
+        ("pos_weight", ps.binary_cross_entropy_with_logits(plain, plain > 0, pos_weight=lazy)),
+        ("b", ps.logsumexp(plain, b=lazy)),
+        ("where", ps.softmax(plain, where=lazy > 0)),
+        ("temperature", ps.softmax(plain, temperature=abs(lazy[:, 0]))),
+    ]:
+        with pytest.raises(ValueError, match=f"{name} has masked entries; "):
+            result.compute()
+
+
 @pytest.fixture
 def on_device(monkeypatch):
     """Blocks of a library that refuses what CuPy refuses, by a backend of a third party."""

@@ -26,6 +26,7 @@ from dask.highlevelgraph import HighLevelGraph
 import pysoftmax
 from pysoftmax import _arguments as check
 from pysoftmax import _losses as losses
+from pysoftmax import _softmax as softmaxes
 from pysoftmax._dispatch import backend_of
 from pysoftmax.adapters import _row_parts as row_parts
 from pysoftmax.backends import Array
@@ -151,6 +152,31 @@ def _main(*arrays: Any) -> Any:
     return next(array for array in arrays if isinstance(array, da.Array))
 
 
+def _has_masks(array: Any) -> bool:
+    """Whether the blocks are of `numpy.ma`: what is not given to a public function looks here."""
+    return array is not None and isinstance(array._meta, np.ma.MaskedArray)
+
+
+def _apart(x: Any, where: Any) -> tuple[Any, Any, Any]:
+    """An array with masked blocks as its data, where these take part, and its mask."""
+    mask, given = da.ma.getmaskarray(x), _unmasked("where", _lazy(where, x), check.WITHOUT_WHERE)
+    if given is not None:
+        check.check_where(_stand_in(given), _stand_in(given).shape, numpy_backend)
+    return da.ma.getdata(x), ~mask if given is None else given & ~mask, mask
+
+
+def _unmasked(name: str, array: Any, instead: str) -> Any:
+    """`array`, with blocks of `numpy.ma` as those of NumPy: ValueError if an entry is masked."""
+    if not _has_masks(array):
+        return array
+    task = partial(_unmasked_block, of=name, instead=instead)
+    return array.map_blocks(task, dtype=array.dtype, meta=np.ma.getdata(array._meta))
+
+
+def _unmasked_block(block: Array, *, of: str, instead: str) -> Array:
+    return check.unmasked(numpy_backend, of, block, instead)
+
+
 def _rows(x: Any, axes: Index) -> Index:
     return tuple(i for i in range(x.ndim) if i not in axes)
 
@@ -180,7 +206,7 @@ def _temperature(temperature: Any, x: Any, axes: Index, gradient: bool = False) 
 
 
 def _mask(where: Any, x: Any) -> Operand:
-    mask = _lazy(where, x)
+    mask = _unmasked("where", _lazy(where, x), check.WITHOUT_WHERE)
     if mask is not None:
         check.check_where(_stand_in(mask), _stand_in(x).shape, numpy_backend)
     return _aligned(mask, x, tuple(range(x.ndim)), "where")
@@ -281,6 +307,9 @@ def _map(name: str, x: Any, axis: Any, temperature: Any, where: Any, dtype: Any)
     if not _is_cut(x, axes):
         task = partial(_masked_call, name=name, axis=_axis_argument(x, axes), dtype=dtype)
         return _blockwise(task, name, every, x, wanted, *operands)
+    if _has_masks(x):
+        data, where, mask = _apart(x, where)
+        return da.ma.masked_array(_map(name, data, axis, temperature, where, dtype), mask)
     task = partial(_part, axes=axes, dtype=wanted)
     whole = _joined(x, axes, _parts(task, name, row_parts.LOW + 1, x, axes, operands))
     task = partial(_finish_map, name=name, dtype=wanted)
@@ -318,8 +347,18 @@ def logsumexp(
 ) -> Any:
     like = _main(x, b, where)
     x, factor = _lazy(x, like), _lazy(b, like)
+    if _has_masks(x):
+        data, where, mask = _apart(x, where)
+        result = logsumexp(data, axis, b, where, keepdims, return_sign, dtype)
+        if factor is not None:
+            mask = da.broadcast_to(mask, np.broadcast_shapes(mask.shape, factor.shape))
+        gone = mask.all(axis=check.normalize_axes(axis, mask.ndim), keepdims=keepdims)
+        if return_sign:
+            return tuple(da.ma.masked_array(part, gone) for part in result)
+        return da.ma.masked_array(result, gone)
     wanted = check.choose_dtype(x, dtype)
     if factor is not None:
+        factor = _unmasked("b", factor, softmaxes.WITHOUT_FACTOR)
         promoted = check.result_dtype(factor.dtype)
         if dtype is None and not isinstance(b, int | float):
             wanted = np.promote_types(wanted, promoted)
@@ -434,6 +473,14 @@ def _vjp(name: str, grad_output: Any, values: Any, axis: Any, temperature: Any) 
         (values, every),
         _temperature(temperature, values, axes, gradient=True),
     ]
+    if _is_cut(values, axes) and (_has_masks(grad) or _has_masks(values)):
+        # What is masked had probability 0.
+        nothing = 0 if name == "softmax_vjp" else -np.inf
+        plain = da.ma.filled(grad, 0), da.ma.filled(values, nothing)
+        result = _vjp(name, *plain, axis, temperature)
+        return (
+            da.ma.masked_array(result, da.ma.getmaskarray(values)) if _has_masks(values) else result
+        )
     if not _is_cut(values, axes):
         task = partial(_vjp_call, name=name, axis=_axis_argument(values, axes))
         return _blockwise(task, name, every, values, wanted, *operands)
@@ -525,6 +572,9 @@ def _cross_entropy(
 ) -> tuple[Any, Any]:
     like = _main(logits, target, weight, temperature)
     x, target, weight = (_lazy(array, like) for array in (logits, target, weight))
+    x = _unmasked("logits", x, losses.WITHOUT_CLASS)
+    target = _unmasked("target", target, losses.WITHOUT_CLASS)
+    weight = _unmasked("weight", weight, losses.WITHOUT_WEIGHT)
     wanted = check.choose_dtype(x, None)
     axis = check.normalize_axis(axis, x.ndim)
     if math.isnan(x.shape[axis]):
@@ -984,14 +1034,18 @@ def _binary_cross_entropy(
     logits: Any, target: Any, weight: Any, pos_weight: Any, reduction: str, with_grad: bool
 ) -> tuple[Any, Any]:
     like = _main(logits, target, weight, pos_weight)
-    x, target = _lazy(logits, like), _lazy(target, like)
+    x, target = (
+        _unmasked(name, _lazy(array, like), losses.WITHOUT_WEIGHT)
+        for name, array in (("logits", logits), ("target", target))
+    )
     wanted = check.choose_dtype(x, None)
     every = tuple(range(x.ndim))
     shape = _stand_in(x)
     _check_known("target", target, "logits", x, every)
     losses.check_binary_target(_stand_in(target), shape.shape)
     operands = [(x, every), _aligned(target, x, every, "target")]
-    for name, factor in (("weight", _lazy(weight, x)), ("pos_weight", _lazy(pos_weight, x))):
+    for name, given in (("weight", weight), ("pos_weight", pos_weight)):
+        factor = _unmasked(name, _lazy(given, x), losses.WITHOUT_WEIGHT)
         if factor is not None:
             losses.check_factor(numpy_backend, _stand_in(factor), shape, name)
         operands.append(_aligned(factor, x, every, name))
