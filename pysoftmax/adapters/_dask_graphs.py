@@ -429,6 +429,10 @@ def _dot(backend: Any, a: Array, b: Array, axes: Index) -> Array:
     return np.expand_dims(total, axes)
 
 
+def _ones(like: Array) -> Array:
+    return np.broadcast_to(np.ones_like(like, shape=()), like.shape)
+
+
 def _log_of_whole(whole: Array, *, axes: Index, dtype: Any, return_sign: bool) -> Any:
     """logsumexp of whole rows, and the sign of their sum."""
     maximum = whole[row_parts.MAXIMUM]
@@ -517,8 +521,7 @@ def _vjp_call(grad: Array, values: Array, temperature: Any, *, name: str, axis: 
 def _sum_for_vjp(grad: Array, values: Array, *, name: str, axes: Index) -> Array:
     """A block's part of sum(g p), or of sum(g)."""
     grad, values = np.broadcast_arrays(grad, values)
-    if name == "log_softmax_vjp":
-        values = np.broadcast_to(np.ones_like(values, shape=()), values.shape)
+    values = values if name == "softmax_vjp" else _ones(values)
     return _dot(backend_of(x=grad), grad, values, axes)
 
 
@@ -611,7 +614,7 @@ def _cross_entropy(
         smoothing=smoothing,
     )
     if reduction != "none":
-        loss = _reduced(loss, count, wanted, rechunk=True)
+        loss = _reduced(loss, count, wanted)
     return loss, grad
 
 
@@ -704,9 +707,9 @@ def _flat(array: Any) -> Any:
     return array.rechunk(dict.fromkeys(range(1, array.ndim), -1)).reshape(-1)
 
 
-def _reduced(loss: Any, count: Any, dtype: Any, rechunk: bool) -> Any:
-    """The sum of losses over `count`; in the contract's order if they may be rechunked for it."""
-    if rechunk and not _has_unknown(loss):
+def _reduced(loss: Any, count: Any, dtype: Any) -> Any:
+    """The sum of losses over `count`; in the contract's order if their sizes are known."""
+    if not _has_unknown(loss):
         loss = _flat(loss)
         loss = loss.rechunk((PIECE,)) if loss.size else loss
     index = tuple(range(loss.ndim))
@@ -735,6 +738,10 @@ def _reduced(loss: Any, count: Any, dtype: Any, rechunk: bool) -> Any:
 
 def _total(loss: Array) -> Array:
     return _one(backend_of(loss=loss).sum(loss) if loss.size else 0.0, loss)
+
+
+def _sum_of_last(loss: Array) -> Array:
+    return _dot(backend_of(loss=loss), loss, _ones(loss), (loss.ndim - 1,))
 
 
 def _divided(totals: Any, count: Any, *, dtype: Any) -> Any:
@@ -926,7 +933,7 @@ def _part_of_loss(
             target, weight, int(offsets[0]), x.shape, axis=axis, ignore_index=ignore_index,
             smoothing=smoothing, classes=classes,
         )  # fmt: skip
-        q = _dot(backend, of_classes, np.broadcast_to(np.ones_like(x, shape=()), x.shape), axes)
+        q = _dot(backend, of_classes, _ones(x), axes)
         arguments = (of_classes, axis, None, -1)
     if x.size:
         backend.cross_entropy(x, *arguments, 0.0, degrees, loss, None, 1.0)
@@ -1060,10 +1067,15 @@ def _binary_cross_entropy(
     else:
         loss = _blockwise(task, name, every, x, loss_dtype, *operands, (None, None))
     if reduction != "none":
-        # There are as many losses as logits: they are added where they are, unless the order of
-        # the elements is that of the blocks.
-        in_order = not _is_cut(x, every[1:])
-        loss = _reduced(loss, count, wanted, rechunk=in_order)
+        # There are as many losses as logits: unless their order is that of the blocks, they are
+        # added along the last axis first, where they are.
+        if _is_cut(x, every[1:]):
+            cut = _one_each(loss, every[-1:])
+            operand = (loss, every)
+            loss = _blockwise(
+                _sum_of_last, "total", every, loss, np.float64, operand, adjust_chunks=cut
+            )
+        loss = _reduced(loss, count, wanted)
     return loss, grad
 
 
