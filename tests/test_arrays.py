@@ -127,6 +127,26 @@ class Exporter:
         return self.place
 
 
+def test_dtype_is_that_of_the_arrays_library_or_numpys():
+    strict = pytest.importorskip("array_api_strict")
+    x = strict.asarray(normal((3, 4), np.float32))
+    for dtype in (strict.float64, "float64", np.float64):
+        result = ps.softmax(x, dtype=dtype)
+        assert result.dtype == strict.float64
+        assert_same_bytes(np.from_dlpack(result), ps.softmax(np.from_dlpack(x), dtype="float64"))
+    with pytest.raises(TypeError, match=r"dtype must be float16.*got int32"):
+        ps.softmax(x, dtype=strict.int32)
+
+
+def test_the_device_is_that_of_the_arrays():
+    strict = pytest.importorskip("array_api_strict")
+    x = strict.ones((3, 4), device=strict.Device("device1"))
+    for result in (ps.softmax(x), ps.logsumexp(x, None), ps.sigmoid(x)):
+        assert result.device == x.device
+    with pytest.raises(ValueError, match=r"x is on .*device1.* and where is on .*CPU_DEVICE"):
+        ps.softmax(x, where=strict.asarray(True))
+
+
 def test_what_only_shares_its_memory_gives_arrays_of_numpy():
     x = normal((3, 4), np.float32)
     result = ps.softmax(Exporter(x))
