@@ -124,14 +124,6 @@ def check_temperature(
         ) from None
 
 
-def masked(backend: Backend, x: Any, where: Any) -> tuple[Array, Any]:
-    """`x` as an array, and its own mask joined to `where`."""
-    own = backend.mask_of(x)
-    if own is not None:
-        where = own if where is None else own & unmasked(backend, "where", where, WITHOUT_WHERE)
-    return backend.as_array(x), where
-
-
 def unmasked(backend: Backend, name: str, values: Any, instead: str) -> Array:
     """`values` as an array, or ValueError if some are masked: what to do instead."""
     mask = backend.mask_of(values)
@@ -149,19 +141,24 @@ def filled(backend: Backend, x: Any, value: float) -> Array:
     return array
 
 
-def check_where(where: Any, shape: tuple[int, ...], backend: Backend) -> Array | None:
-    """A bool array of the input's shape, or None."""
+def check_where(
+    where: Any, shape: tuple[int, ...], backend: Backend, own: Array | None = None
+) -> Array | None:
+    """A bool array of the input's shape, or None; `own` is what the input's own mask leaves."""
+    if own is not None:
+        own = backend.namespace.broadcast_to(own, shape)
     if where is None:
-        return None
+        return own
     mask = unmasked(backend, "where", where, WITHOUT_WHERE)
     if mask.dtype != np.bool_:
         raise TypeError(f"where must be bool, got {mask.dtype.name}")
     try:
-        return backend.namespace.broadcast_to(mask, shape)
+        mask = backend.namespace.broadcast_to(mask, shape)
     except ValueError:
         raise ValueError(
             f"where must broadcast to the input's shape {shape}, got shape {mask.shape}"
         ) from None
+    return mask if own is None else own & mask
 
 
 def output(
