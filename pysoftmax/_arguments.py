@@ -11,6 +11,7 @@ from pysoftmax.backends import Array, Backend
 ACCEPTED = "float16, bfloat16, float32, float64, integers and bool"
 HALVES = ("float16", "bfloat16")
 REALS = ("float32", "float64")
+WITHOUT_WHERE = "fill it with what they are to mean"
 
 
 def result_dtype(dtype: Any) -> np.dtype[Any]:
@@ -99,7 +100,10 @@ def check_temperature(
     """A float, or an array of float64 with one temperature per row."""
     # A number is looked at here, not on a device.
     scalar = isinstance(temperature, bool | int | float | np.generic)
-    values = np.asarray(temperature) if scalar else backend.as_array(temperature)
+    instead = "give every row a temperature"
+    values = np.asarray(temperature)
+    if not scalar:
+        values = unmasked(backend, "temperature", temperature, instead)
     if not is_real(values.dtype):
         raise TypeError(f"temperature must be a real number or array, got {temperature!r}")
     values = values.astype(np.float64)
@@ -120,14 +124,6 @@ def check_temperature(
         ) from None
 
 
-def masked(backend: Backend, x: Any, where: Any) -> tuple[Array, Any]:
-    """`x` as an array, and its own mask joined to `where`."""
-    own = backend.mask_of(x)
-    if own is not None:
-        where = own if where is None else own & backend.as_array(where)
-    return backend.as_array(x), where
-
-
 def unmasked(backend: Backend, name: str, values: Any, instead: str) -> Array:
     """`values` as an array, or ValueError if some are masked: what to do instead."""
     mask = backend.mask_of(values)
@@ -145,19 +141,24 @@ def filled(backend: Backend, x: Any, value: float) -> Array:
     return array
 
 
-def check_where(where: Any, shape: tuple[int, ...], backend: Backend) -> Array | None:
-    """A bool array of the input's shape, or None."""
+def check_where(
+    where: Any, shape: tuple[int, ...], backend: Backend, own: Array | None = None
+) -> Array | None:
+    """A bool array of the input's shape, or None; `own` is what the input's own mask leaves."""
+    if own is not None:
+        own = backend.namespace.broadcast_to(own, shape)
     if where is None:
-        return None
-    mask = backend.as_array(where)
+        return own
+    mask = unmasked(backend, "where", where, WITHOUT_WHERE)
     if mask.dtype != np.bool_:
         raise TypeError(f"where must be bool, got {mask.dtype.name}")
     try:
-        return backend.namespace.broadcast_to(mask, shape)
+        mask = backend.namespace.broadcast_to(mask, shape)
     except ValueError:
         raise ValueError(
             f"where must broadcast to the input's shape {shape}, got shape {mask.shape}"
         ) from None
+    return mask if own is None else own & mask
 
 
 def output(

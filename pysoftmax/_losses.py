@@ -19,6 +19,7 @@ __all__ = [
 
 REDUCTIONS = ("none", "mean", "sum")
 WITHOUT_WEIGHT = "give what takes no part the weight 0"
+WITHOUT_CLASS = "give classes that take no part the logit -inf, and rows the label ignore_index"
 
 
 def cross_entropy(
@@ -357,9 +358,8 @@ def _cross_entropy(
             with_grad,
             grad_out,
         )
-    instead = "give classes that take no part the logit -inf, and rows the label ignore_index"
-    array = check.unmasked(backend, "logits", logits, instead)
-    truth = check.unmasked(backend, "target", target, instead)
+    array = check.unmasked(backend, "logits", logits, WITHOUT_CLASS)
+    truth = check.unmasked(backend, "target", target, WITHOUT_CLASS)
     wanted = check.choose_dtype(array, None)
     axis = check.normalize_axis(axis, array.ndim)
     rows = check.reduced_shape(array.shape, (axis,))

@@ -18,6 +18,8 @@ from pysoftmax.backends.numpy import (
 
 __all__ = ["log_softmax", "log_softmax_vjp", "logsumexp", "softmax", "softmax_vjp"]
 
+WITHOUT_FACTOR = "give what takes no part the factor 0"
+
 
 def softmax(
     x: Any,
@@ -298,12 +300,12 @@ def _map(name: str, x: Any, axis: Any, temperature: Any, where: Any, dtype: Any,
     if isinstance(backend, Adapter):
         options = {"temperature": temperature, "where": where, "dtype": dtype, "out": out}
         return backend.call(name, {"x": x, "axis": axis, **options})
-    array, where = check.masked(backend, x, where)
+    array, own = backend.as_array(x), backend.mask_of(x)
     axes = check.normalize_axes(axis, array.ndim)
     temperature = check.check_temperature(
         backend, temperature, check.reduced_shape(array.shape, axes)
     )
-    where = check.check_where(where, array.shape, backend)
+    where = check.check_where(where, array.shape, backend, own)
     result = check.output(out, array.shape, check.choose_dtype(array, dtype), backend, array)
     if array.size:
         getattr(backend, name)(array, axes, result, where, temperature)
@@ -325,19 +327,22 @@ def _logsumexp(
     if isinstance(backend, Adapter):
         options = {"keepdims": keepdims, "return_sign": return_sign, "dtype": dtype, "out": out}
         return backend.call("logsumexp", {"x": x, "axis": axis, "b": b, "where": where, **options})
-    array, where = check.masked(backend, x, where)
+    array, own = backend.as_array(x), backend.mask_of(x)
     if b is not None:
-        factor = check.unmasked(backend, "b", b, "give what takes no part the factor 0")
+        factor = check.unmasked(backend, "b", b, WITHOUT_FACTOR)
         promoted = check.result_dtype(factor.dtype)
         array = backend.namespace.broadcast_to(
             array, np.broadcast_shapes(array.shape, factor.shape)
         )
         factor = backend.namespace.broadcast_to(factor, array.shape)
+        if own is not None:
+            mask = np.broadcast_to(np.ma.getmaskarray(x), array.shape)
+            x = np.ma.array(array, mask=mask, copy=False)
     wanted = check.choose_dtype(array, dtype)
     if b is not None and dtype is None and not isinstance(b, int | float):
         wanted = np.promote_types(wanted, promoted)
     axes = check.normalize_axes(axis, array.ndim)
-    where = check.check_where(where, array.shape, backend)
+    where = check.check_where(where, array.shape, backend, own)
     shape = check.reduced_shape(array.shape, axes, keepdims)
     result = check.output(out, shape, wanted, backend, array)
     sign: Any

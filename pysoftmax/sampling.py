@@ -127,12 +127,12 @@ def sample(
     leading = _shape(size)
     backend = backend_of(logits=logits, where=where)
     xp = backend.namespace
-    array, mask = check.masked(backend, logits, where)
+    array, own = backend.as_array(logits), backend.mask_of(logits)
     dtype = check.summing_dtype(check.result_dtype(array.dtype))
     axis = check.normalize_axis(axis, array.ndim)
     shape = check.reduced_shape(array.shape, (axis,))
     temperature = check.check_temperature(backend, temperature, shape)
-    mask = check.check_where(mask, array.shape, backend)
+    mask = check.check_where(where, array.shape, backend, own)
     scores = classes_last(backend, array, axis)
     *rows, classes = scores.shape
     if classes < 1:

@@ -123,14 +123,8 @@ def _pandas():
     return Backend("pandas", pandas, pandas.DataFrame, asarray, np.asarray)
 
 
-def _dask():
-    da = pytest.importorskip("dask.array")
-    return Backend("dask", da, da.Array, lambda a: da.from_array(a, chunks=1), np.asarray)
-
-
-# These have no part in the tests that ask for ``backend``: pandas has two dimensions at most, and
-# Dask's arrays, which test_dask.py is about, are not written to.
-LIBRARIES = {**BACKENDS, "pandas": _pandas, "dask": _dask}
+# pandas, of two dimensions at most, has no part in the tests that ask for ``backend``.
+LIBRARIES = {**BACKENDS, "pandas": _pandas}
 
 
 def main():

@@ -30,8 +30,10 @@ class Backend:
     # The gradient of a function of one array that gives a scalar, for libraries that have one.
     gradient: Callable | None = None
     device: str = "CPU"
-    # float64 arrays can be made within.
+    # float64 arrays can be made, and what is lazy is computed in this thread, within.
     context: Callable = contextlib.nullcontext
+    # What the TypeError for out= says, where arrays cannot be written to.
+    refuses_out: str = ""
 
 
 def _numpy():
@@ -78,6 +80,7 @@ def _jax():
         np.asarray,
         gradient,
         context=lambda: jax.enable_x64(True),
+        refuses_out="JAX's arrays cannot be written to",
     )
 
 
@@ -92,6 +95,23 @@ def _xarray():
     return Backend("xarray", xarray, xarray.DataArray, xarray.DataArray, lambda a: a.to_numpy())
 
 
+def _dask():
+    dask, da = pytest.importorskip("dask"), pytest.importorskip("dask.array")
+
+    def asarray(a):
+        return da.from_array(a, chunks=(2, *a.shape[1:])[: a.ndim])
+
+    return Backend(
+        "dask",
+        da,
+        da.Array,
+        asarray,
+        np.asarray,
+        context=lambda: dask.config.set(scheduler="synchronous"),
+        refuses_out="a lazy array cannot be written to",
+    )
+
+
 # One entry adds a library to every test that asks for ``backend``. Its function may call
 # pytest.importorskip.
 BACKENDS = {
@@ -101,6 +121,7 @@ BACKENDS = {
     "jax": _jax,
     "array_api_strict": _array_api,
     "xarray": _xarray,
+    "dask": _dask,
 }
 
 # The kernels of these backends are run at every length; all others compute with NumPy's.

@@ -3,7 +3,9 @@
 import functools
 import textwrap
 import threading
+import types
 
+import device_arrays
 import numpy as np
 import oracles
 import pytest
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 from oracles import assert_same_bytes, assert_ulp
 
 import pysoftmax as ps
+from pysoftmax import _dispatch
 
 dask = pytest.importorskip("dask")
 da = pytest.importorskip("dask.array")
@@ -177,6 +180,103 @@ def test_whole_rows_have_the_bits_of_arrays_in_memory(name, dtype):
         assert_same_bytes(a, b, call=name)
 
 
+# name -> call of logits, a mask and factors
+MASKED = {
+    "softmax": lambda x, w, b: ps.softmax(x),
+    "softmax, where": lambda x, w, b: ps.softmax(x, where=w),
+    "softmax, all": lambda x, w, b: ps.softmax(x, None, temperature=0.7),
+    "log_softmax": lambda x, w, b: ps.log_softmax(x, 0),
+    "logsumexp": lambda x, w, b: ps.logsumexp(x),
+    "logsumexp, where": lambda x, w, b: ps.logsumexp(x, where=w, keepdims=True),
+    "logsumexp, b": lambda x, w, b: ps.logsumexp(x, b=b),
+    "logsumexp, sign": lambda x, w, b: ps.logsumexp(x, b=b, return_sign=True)[1],
+    "logsumexp, more rows": lambda x, w, b: ps.logsumexp(x, b=[[[1.0]], [[2.0]]]),
+    "softmax_vjp": lambda x, w, b: ps.softmax_vjp(x, ps.softmax(x)),
+    "log_softmax_vjp": lambda x, w, b: ps.log_softmax_vjp(b, ps.log_softmax(x)),
+    "sigmoid": lambda x, w, b: ps.sigmoid(x),
+}
+
+
+@pytest.fixture
+def masked():
+    """Logits with masked entries, and a row that is masked wholly."""
+    x = normal((6, 8), "float64")
+    return np.ma.array(x, mask=(x > 1) | (np.arange(6) == 2)[:, None])
+
+
+@pytest.mark.parametrize("columns", [8, 3])
+@pytest.mark.parametrize("name", MASKED)
+def test_masks_of_numpy_ma_are_honoured_in_blocks_too(name, columns, masked):
+    rng = np.random.default_rng(1)
+    arrays = masked, rng.random((6, 8)) < 0.7, rng.normal(0, 1, (6, 8))
+    result = MASKED[name](*(da.from_array(a, chunks=(4, columns)) for a in arrays))
+    got, want = result.compute(), MASKED[name](*arrays)
+    assert type(got) is type(result._meta) is np.ma.MaskedArray
+    assert np.array_equal(np.ma.getmaskarray(got), np.ma.getmaskarray(want))
+    np.testing.assert_allclose(np.ma.getdata(got), np.ma.getdata(want), rtol=1e-13, atol=1e-15)
+
+
+@pytest.mark.parametrize("columns", [8, 3])
+def test_what_must_not_be_masked_is_refused_when_it_is_computed(columns, masked):
+    lazy = da.from_array(masked, chunks=(4, columns))
+    plain = da.from_array(masked.data, chunks=(4, columns))
+    labels = da.from_array(np.ma.array(np.zeros(6, int), mask=masked[:, 0].mask), chunks=4)
+    for name, result in [
+        ("logits", ps.cross_entropy(lazy, da.zeros(6, dtype=int, chunks=4))),
+        ("target", ps.cross_entropy(plain, labels)),
+        ("weight", ps.cross_entropy(plain, da.zeros(6, dtype=int), weight=lazy[0])),
+        ("logits", ps.binary_cross_entropy_with_logits(lazy, da.zeros((6, 8)))),
+        ("pos_weight", ps.binary_cross_entropy_with_logits(plain, plain > 0, pos_weight=lazy)),
+        ("b", ps.logsumexp(plain, b=lazy)),
+        ("where", ps.softmax(plain, where=lazy > 0)),
+        ("temperature", ps.softmax(plain, temperature=abs(lazy[:, 0]))),
+    ]:
+        with pytest.raises(ValueError, match=f"{name} has masked entries; "):
+            result.compute()
+
+
+@pytest.fixture
+def on_device(monkeypatch):
+    """Blocks of a library that refuses what CuPy refuses, by a backend of a third party."""
+    entry = types.SimpleNamespace(name="device", load=lambda: device_arrays.backend)
+    monkeypatch.setattr(_dispatch, "third_party", lambda: {"device": entry})
+    _dispatch.load.cache_clear()
+
+    def moved(lazy):
+        meta = device_arrays.DeviceArray(lazy._meta)
+        return lazy.map_blocks(device_arrays.DeviceArray, dtype=lazy.dtype, meta=meta)
+
+    yield moved
+    _dispatch.load.cache_clear()
+
+
+@pytest.mark.parametrize("columns", [(50,), (20, 30)], ids=["whole rows", "cut rows"])
+def test_blocks_of_another_library_are_computed_on_by_its_backend(name, columns, on_device):
+    x = normal((7, 50), "float32")
+    make = chunked((3, 4), columns)
+    lazy = in_parts(CALLS[name](x, inputs(x), lambda array: on_device(make(array))))
+    want = compute(CALLS[name](x, inputs(x), make))
+    for result, wanted in zip(lazy, want, strict=True):
+        got = result.compute()
+        assert type(got) is type(result._meta) is device_arrays.DeviceArray
+        assert (result._meta.dtype, result._meta.ndim) == (got.dtype, got.ndim)
+        assert_same_bytes(got.values, np.asarray(wanted), call=name)
+
+
+def test_lists_go_with_blocks_of_another_library(on_device):
+    x, mask = normal((4, 6), "float32"), [True, False, True, True, True, False]
+    for columns in (6, 2):
+        lazy = on_device(da.from_array(x, chunks=(2, columns)))
+        for got, want in [
+            (ps.softmax(lazy, where=mask), ps.softmax(x, where=mask)),
+            (ps.logsumexp(lazy, b=[1, 2, 3, 4, 5, 6]), ps.logsumexp(x, b=[1, 2, 3, 4, 5, 6])),
+            (ps.cross_entropy(lazy, [0, 1, 2, 3]), ps.cross_entropy(x, [0, 1, 2, 3])),
+        ]:
+            np.testing.assert_allclose(got.compute().values, want, rtol=1e-6)
+    loss = ps.cross_entropy(x.tolist(), on_device(da.zeros(4, dtype=int, chunks=2)))
+    assert type(loss.compute()) is device_arrays.DeviceArray
+
+
 # float64 sums over a million rows end in other bits where they are added in another order.
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_sums_over_many_rows_have_the_bits_of_arrays_in_memory(reduction):
@@ -201,8 +301,6 @@ def cuts(total):
 @given(name=st.sampled_from(list(CALLS)), rows=cuts(9), columns=cuts(40), data=st.data())
 def test_any_chunks_of_rows_give_the_same_bits(name, rows, columns, data):
     x = normal((9, 40), data.draw(st.sampled_from(["float32", "float64"])), seed=3)
-    if "binary" in name and "none" not in name and name != "binary_cross_entropy_with_logits":
-        columns = (40,)  # its sum is that of the blocks where they cut rows
     with dask.config.set(scheduler="synchronous"):
         got = compute(CALLS[name](x, inputs(x), chunked(rows, columns)))
         want = compute(CALLS[name](x, inputs(x), chunked((9,), columns)))
@@ -741,19 +839,19 @@ def test_processes_give_the_same_bits(tmp_path):
     assert on_cluster(tmp_path, body) == [str([True] * 6), "True"]
 
 
-def test_an_array_larger_than_the_workers_memory_goes_through(tmp_path):
-    """1.2 GB of logits and as much of the result, through two workers of 500 MB each."""
+def test_an_array_twice_the_memory_of_all_workers_goes_through(tmp_path):
+    """2 GB of logits and as much of the result, through two workers of 500 MB each."""
     body = """
-    x = lazy_logits((200,) * 150, (5000, 5000))
+    x = lazy_logits((100,) * 500, (5000, 5000))
     total = client.compute(ps.softmax(x).sum(), sync=True)
-    whole = lazy_logits((100,) * 300, (10000,))
-    loss, grad = ps.cross_entropy_with_grad(whole, da.arange(30000, chunks=20000) % 10000)
+    whole = lazy_logits((100,) * 60, (10000,))
+    loss, grad = ps.cross_entropy_with_grad(whole, da.arange(6000, chunks=2000))
     loss, largest = client.compute([loss, abs(grad).max()], sync=True)
     workers = client.scheduler_info()["workers"].values()
-    print(x.nbytes / max(w["memory_limit"] for w in workers))
-    print(abs(total / 30000 - 1) < 1e-5, np.isfinite(loss), 0 < largest < 1)
+    print(x.nbytes / sum(w["memory_limit"] for w in workers))
+    print(abs(total / 50000 - 1) < 1e-5, np.isfinite(loss), 0 < largest < 1)
     """
-    assert on_cluster(tmp_path, body, memory_limit="500MB") == ["2.4", "True True True"]
+    assert on_cluster(tmp_path, body, memory_limit="500MB") == ["2.0", "True True True"]
 
 
 def test_a_worker_that_dies_loses_nothing(tmp_path):

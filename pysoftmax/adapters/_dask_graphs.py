@@ -26,6 +26,7 @@ from dask.highlevelgraph import HighLevelGraph
 import pysoftmax
 from pysoftmax import _arguments as check
 from pysoftmax import _losses as losses
+from pysoftmax import _softmax as softmaxes
 from pysoftmax._dispatch import backend_of
 from pysoftmax.adapters import _row_parts as row_parts
 from pysoftmax.backends import Array
@@ -128,8 +129,52 @@ def _has_unknown(*arrays: Any) -> bool:
     return any(math.isnan(n) for a in arrays if a is not None for n in a.shape)
 
 
-def _optional(array: Any) -> Any:
-    return None if array is None else da.asarray(array)
+def _lazy(values: Any, like: Any) -> Any:
+    """A dask.array of a list or a number, with blocks of the library that those of `like` are of.
+
+    None, and what is lazy already, as it is.
+    """
+    if values is None or isinstance(values, da.Array):
+        return values
+    lazy = da.from_array(np.asarray(values), chunks=-1)
+    if isinstance(like._meta, np.ndarray):
+        return lazy
+    meta = meta_from_array(like._meta, ndim=lazy.ndim, dtype=lazy.dtype)
+    return lazy.map_blocks(_placed, dtype=lazy.dtype, meta=meta, like=like._meta)
+
+
+def _placed(block: Array, like: Array) -> Array:
+    return np.asarray(block, like=like)
+
+
+def _main(*arrays: Any) -> Any:
+    """The first lazy one of these: the blocks of all others are of its library."""
+    return next(array for array in arrays if isinstance(array, da.Array))
+
+
+def _has_masks(array: Any) -> bool:
+    """Whether the blocks are of `numpy.ma`: what is not given to a public function looks here."""
+    return array is not None and isinstance(array._meta, np.ma.MaskedArray)
+
+
+def _apart(x: Any, where: Any) -> tuple[Any, Any, Any]:
+    """An array with masked blocks as its data, where these take part, and its mask."""
+    mask, given = da.ma.getmaskarray(x), _unmasked("where", _lazy(where, x), check.WITHOUT_WHERE)
+    if given is not None:
+        check.check_where(_stand_in(given), _stand_in(given).shape, numpy_backend)
+    return da.ma.getdata(x), ~mask if given is None else given & ~mask, mask
+
+
+def _unmasked(name: str, array: Any, instead: str) -> Any:
+    """`array`, with blocks of `numpy.ma` as those of NumPy: ValueError if an entry is masked."""
+    if not _has_masks(array):
+        return array
+    task = partial(_unmasked_block, of=name, instead=instead)
+    return array.map_blocks(task, dtype=array.dtype, meta=np.ma.getdata(array._meta))
+
+
+def _unmasked_block(block: Array, *, of: str, instead: str) -> Array:
+    return check.unmasked(numpy_backend, of, block, instead)
 
 
 def _rows(x: Any, axes: Index) -> Index:
@@ -154,14 +199,14 @@ def _temperature(temperature: Any, x: Any, axes: Index, gradient: bool = False) 
             return check.check_temperature(numpy_backend, temperature, shape, gradient), None
         if not _has_unknown(x):
             check.check_temperature(numpy_backend, temperature, shape, gradient)
-        temperature = da.from_array(np.asarray(temperature), chunks=-1)
+        temperature = _lazy(temperature, x)
     if temperature.ndim == 0:
         return temperature, ()
     return _aligned(temperature, x, rows, "temperature")
 
 
 def _mask(where: Any, x: Any) -> Operand:
-    mask = _optional(where)
+    mask = _unmasked("where", _lazy(where, x), check.WITHOUT_WHERE)
     if mask is not None:
         check.check_where(_stand_in(mask), _stand_in(x).shape, numpy_backend)
     return _aligned(mask, x, tuple(range(x.ndim)), "where")
@@ -254,7 +299,7 @@ def _call(x: Array, *, name: str, **options: Any) -> Any:
 
 def _map(name: str, x: Any, axis: Any, temperature: Any, where: Any, dtype: Any) -> Any:
     """softmax or log_softmax."""
-    x = da.asarray(x)
+    x = _lazy(x, _main(x, where, temperature))
     axes = check.normalize_axes(axis, x.ndim)
     wanted = check.choose_dtype(x, dtype)
     every = tuple(range(x.ndim))
@@ -262,6 +307,9 @@ def _map(name: str, x: Any, axis: Any, temperature: Any, where: Any, dtype: Any)
     if not _is_cut(x, axes):
         task = partial(_masked_call, name=name, axis=_axis_argument(x, axes), dtype=dtype)
         return _blockwise(task, name, every, x, wanted, *operands)
+    if _has_masks(x):
+        data, where, mask = _apart(x, where)
+        return da.ma.masked_array(_map(name, data, axis, temperature, where, dtype), mask)
     task = partial(_part, axes=axes, dtype=wanted)
     whole = _joined(x, axes, _parts(task, name, row_parts.LOW + 1, x, axes, operands))
     task = partial(_finish_map, name=name, dtype=wanted)
@@ -297,9 +345,20 @@ def _finish_map(x: Array, where: Any, whole: Array, *, name: str, dtype: Any) ->
 def logsumexp(
     x: Any, axis: Any, b: Any, where: Any, keepdims: bool, return_sign: bool, dtype: Any
 ) -> Any:
-    x, factor = da.asarray(x), _optional(b)
+    like = _main(x, b, where)
+    x, factor = _lazy(x, like), _lazy(b, like)
+    if _has_masks(x):
+        data, where, mask = _apart(x, where)
+        result = logsumexp(data, axis, b, where, keepdims, return_sign, dtype)
+        if factor is not None:
+            mask = da.broadcast_to(mask, np.broadcast_shapes(mask.shape, factor.shape))
+        gone = mask.all(axis=check.normalize_axes(axis, mask.ndim), keepdims=keepdims)
+        if return_sign:
+            return tuple(da.ma.masked_array(part, gone) for part in result)
+        return da.ma.masked_array(result, gone)
     wanted = check.choose_dtype(x, dtype)
     if factor is not None:
+        factor = _unmasked("b", factor, softmaxes.WITHOUT_FACTOR)
         promoted = check.result_dtype(factor.dtype)
         if dtype is None and not isinstance(b, int | float):
             wanted = np.promote_types(wanted, promoted)
@@ -370,6 +429,10 @@ def _dot(backend: Any, a: Array, b: Array, axes: Index) -> Array:
     return np.expand_dims(total, axes)
 
 
+def _ones(like: Array) -> Array:
+    return np.broadcast_to(np.ones_like(like, shape=()), like.shape)
+
+
 def _log_of_whole(whole: Array, *, axes: Index, dtype: Any, return_sign: bool) -> Any:
     """logsumexp of whole rows, and the sign of their sum."""
     maximum = whole[row_parts.MAXIMUM]
@@ -398,7 +461,8 @@ def log_softmax_vjp(grad_output: Any, log_probabilities: Any, axis: Any, tempera
 
 
 def _vjp(name: str, grad_output: Any, values: Any, axis: Any, temperature: Any) -> Any:
-    grad, values = da.asarray(grad_output), da.asarray(values)
+    like = _main(values, grad_output, temperature)
+    grad, values = _lazy(grad_output, like), _lazy(values, like)
     if _stand_in(grad).shape != _stand_in(values).shape:
         raise ValueError(
             "grad_output must have the shape of the forward result "
@@ -413,6 +477,14 @@ def _vjp(name: str, grad_output: Any, values: Any, axis: Any, temperature: Any) 
         (values, every),
         _temperature(temperature, values, axes, gradient=True),
     ]
+    if _is_cut(values, axes) and (_has_masks(grad) or _has_masks(values)):
+        # What is masked had probability 0.
+        nothing = 0 if name == "softmax_vjp" else -np.inf
+        plain = da.ma.filled(grad, 0), da.ma.filled(values, nothing)
+        result = _vjp(name, *plain, axis, temperature)
+        return (
+            da.ma.masked_array(result, da.ma.getmaskarray(values)) if _has_masks(values) else result
+        )
     if not _is_cut(values, axes):
         task = partial(_vjp_call, name=name, axis=_axis_argument(values, axes))
         return _blockwise(task, name, every, values, wanted, *operands)
@@ -449,8 +521,7 @@ def _vjp_call(grad: Array, values: Array, temperature: Any, *, name: str, axis: 
 def _sum_for_vjp(grad: Array, values: Array, *, name: str, axes: Index) -> Array:
     """A block's part of sum(g p), or of sum(g)."""
     grad, values = np.broadcast_arrays(grad, values)
-    if name == "log_softmax_vjp":
-        values = np.broadcast_to(np.ones_like(values, shape=()), values.shape)
+    values = values if name == "softmax_vjp" else _ones(values)
     return _dot(backend_of(x=grad), grad, values, axes)
 
 
@@ -502,7 +573,11 @@ def _cross_entropy(
     temperature: Any,
     with_grad: bool,
 ) -> tuple[Any, Any]:
-    x, target, weight = da.asarray(logits), da.asarray(target), _optional(weight)
+    like = _main(logits, target, weight, temperature)
+    x, target, weight = (_lazy(array, like) for array in (logits, target, weight))
+    x = _unmasked("logits", x, losses.WITHOUT_CLASS)
+    target = _unmasked("target", target, losses.WITHOUT_CLASS)
+    weight = _unmasked("weight", weight, losses.WITHOUT_WEIGHT)
     wanted = check.choose_dtype(x, None)
     axis = check.normalize_axis(axis, x.ndim)
     if math.isnan(x.shape[axis]):
@@ -539,7 +614,7 @@ def _cross_entropy(
         smoothing=smoothing,
     )
     if reduction != "none":
-        loss = _reduced(loss, count, wanted, rechunk=True)
+        loss = _reduced(loss, count, wanted)
     return loss, grad
 
 
@@ -590,7 +665,7 @@ def _add_weights(before: Any, labels: Array, weight: Any, *, ignore_index: int) 
     """`before` and the weights of more labels, one after the other."""
     used = labels[labels != ignore_index]
     if weight is None:
-        return np.asarray(before + float(used.size))
+        return np.asarray(before + float(used.size), like=labels)
     more = weight[used].astype(np.float64)
     # A running sum adds in order, whatever came before it.
     return np.cumsum(np.concatenate([np.full_like(more, before, shape=1), more]))[-1]
@@ -615,7 +690,12 @@ def _size(x: Any, rows: Index) -> Any:
 
 
 def _count(block: Array, *, rows: Index) -> Array:
-    return np.full((1,) * block.ndim, float(np.prod([block.shape[i] for i in rows])))
+    return _one(float(np.prod([block.shape[i] for i in rows])), block)
+
+
+def _one(number: Any, like: Array) -> Array:
+    """An array of one float64 with the dimensions of `like`."""
+    return np.full_like(like, number, shape=(1,) * like.ndim, dtype=np.float64)
 
 
 def _flat(array: Any) -> Any:
@@ -627,9 +707,9 @@ def _flat(array: Any) -> Any:
     return array.rechunk(dict.fromkeys(range(1, array.ndim), -1)).reshape(-1)
 
 
-def _reduced(loss: Any, count: Any, dtype: Any, rechunk: bool) -> Any:
-    """The sum of losses over `count`; in the contract's order if they may be rechunked for it."""
-    if rechunk and not _has_unknown(loss):
+def _reduced(loss: Any, count: Any, dtype: Any) -> Any:
+    """The sum of losses over `count`; in the contract's order if their sizes are known."""
+    if not _has_unknown(loss):
         loss = _flat(loss)
         loss = loss.rechunk((PIECE,)) if loss.size else loss
     index = tuple(range(loss.ndim))
@@ -657,16 +737,22 @@ def _reduced(loss: Any, count: Any, dtype: Any, rechunk: bool) -> Any:
 
 
 def _total(loss: Array) -> Array:
-    total = backend_of(loss=loss).sum(loss) if loss.size else 0.0
-    return np.full((1,) * loss.ndim, total)
+    return _one(backend_of(loss=loss).sum(loss) if loss.size else 0.0, loss)
+
+
+def _sum_of_last(loss: Array) -> Array:
+    return _dot(backend_of(loss=loss), loss, _ones(loss), (loss.ndim - 1,))
 
 
 def _divided(totals: Any, count: Any, *, dtype: Any) -> Any:
-    sums = [float(total.reshape(())) for total in flatten([totals])]
-    return np.asarray(numpy_backend.quotient(_tree_sum(sums), float(count), np.dtype(dtype)))
+    sums = [total.reshape(()) for total in flatten([totals])]
+    backend = backend_of(totals=sums[0])
+    with np.errstate(all="ignore"):
+        result = backend.quotient(_tree_sum(sums), float(count), np.dtype(dtype))
+    return np.asarray(result, like=sums[0])
 
 
-def _tree_sum(values: list[float]) -> float:
+def _tree_sum(values: list[Any]) -> Any:
     """The contract's tree T over values."""
     if len(values) == 1:
         return values[0]
@@ -803,7 +889,8 @@ def _weights_of_block(
         q = target.astype(np.float64) * (1 - smoothing) + smoothing / classes
     else:
         labels = np.expand_dims(target, axis)
-        numbers = _along(np.arange(offset, offset + shape[axis]), axis, len(shape))
+        numbers = np.arange(offset, offset + shape[axis], like=target)
+        numbers = _along(numbers, axis, len(shape))
         used = labels != ignore_index
         q = used * ((labels == numbers) * (1 - smoothing) + smoothing / classes)
     if weight is not None:
@@ -846,7 +933,7 @@ def _part_of_loss(
             target, weight, int(offsets[0]), x.shape, axis=axis, ignore_index=ignore_index,
             smoothing=smoothing, classes=classes,
         )  # fmt: skip
-        q = _dot(backend, of_classes, np.broadcast_to(np.ones_like(x, shape=()), x.shape), axes)
+        q = _dot(backend, of_classes, _ones(x), axes)
         arguments = (of_classes, axis, None, -1)
     if x.size:
         backend.cross_entropy(x, *arguments, 0.0, degrees, loss, None, 1.0)
@@ -928,7 +1015,7 @@ def _gradient(
             p = np.where(used, p, 0)
         if target.dtype.kind in "iu" and not smoothing:
             labels = np.expand_dims(target.astype(np.int64), axis) - offset
-            numbers = _along(np.arange(x.shape[axis]), axis, x.ndim)
+            numbers = _along(np.arange(x.shape[axis], like=x), axis, x.ndim)
             # 1 - p without cancellation: above 1/2 only the maximum can be.
             rest = whole[row_parts.REST] + whole[row_parts.LOW]
             missing = np.where(p > 0.5, rest / (1 + rest), 1 - p)
@@ -953,14 +1040,19 @@ def binary_cross_entropy_with_logits_with_grad(**arguments: Any) -> tuple[Any, A
 def _binary_cross_entropy(
     logits: Any, target: Any, weight: Any, pos_weight: Any, reduction: str, with_grad: bool
 ) -> tuple[Any, Any]:
-    x, target = da.asarray(logits), da.asarray(target)
+    like = _main(logits, target, weight, pos_weight)
+    x, target = (
+        _unmasked(name, _lazy(array, like), losses.WITHOUT_WEIGHT)
+        for name, array in (("logits", logits), ("target", target))
+    )
     wanted = check.choose_dtype(x, None)
     every = tuple(range(x.ndim))
     shape = _stand_in(x)
     _check_known("target", target, "logits", x, every)
     losses.check_binary_target(_stand_in(target), shape.shape)
     operands = [(x, every), _aligned(target, x, every, "target")]
-    for name, factor in (("weight", _optional(weight)), ("pos_weight", _optional(pos_weight))):
+    for name, given in (("weight", weight), ("pos_weight", pos_weight)):
+        factor = _unmasked(name, _lazy(given, x), losses.WITHOUT_WEIGHT)
         if factor is not None:
             losses.check_factor(numpy_backend, _stand_in(factor), shape, name)
         operands.append(_aligned(factor, x, every, name))
@@ -975,10 +1067,15 @@ def _binary_cross_entropy(
     else:
         loss = _blockwise(task, name, every, x, loss_dtype, *operands, (None, None))
     if reduction != "none":
-        # There are as many losses as logits: they are added where they are, unless the order of
-        # the elements is that of the blocks.
-        in_order = not _is_cut(x, every[1:])
-        loss = _reduced(loss, count, wanted, rechunk=in_order)
+        # There are as many losses as logits: unless their order is that of the blocks, they are
+        # added along the last axis first, where they are.
+        if _is_cut(x, every[1:]):
+            cut = _one_each(loss, every[-1:])
+            operand = (loss, every)
+            loss = _blockwise(
+                _sum_of_last, "total", every, loss, np.float64, operand, adjust_chunks=cut
+            )
+        loss = _reduced(loss, count, wanted)
     return loss, grad
 
 

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import numpy as np
+
 from pysoftmax.adapters.memory import Memory, from_dlpack
 from pysoftmax.backends import Array
 
@@ -23,6 +25,15 @@ class DLPack(Memory):
     def device(self, array: Any) -> str:
         """The library's own name of the device, or DLPack's number."""
         return str(getattr(array, "device", array.__dlpack_device__()))
+
+    def dtype(self, dtype: Any, like: Any) -> Any:
+        """What an array of that dtype holds, if it is none of NumPy's."""
+        try:
+            return np.dtype(dtype)
+        except TypeError:
+            if not hasattr(like, "__array_namespace__"):
+                raise
+            return self.view(like.__array_namespace__().empty(0, dtype=dtype)).dtype
 
     def wrap(self, result: Array, like: Any) -> Any:
         """`result` by the ``from_dlpack`` of the array's namespace."""

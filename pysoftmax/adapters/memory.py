@@ -38,8 +38,8 @@ class Memory(Adapter):
         """Where `array` lies, as an error message names it."""
         return str(array.device)
 
-    def dtype(self, dtype: Any) -> Any:
-        """The argument `dtype` as NumPy's."""
+    def dtype(self, dtype: Any, like: Any) -> Any:
+        """The argument `dtype`, which may be of the library of `like`, as NumPy's."""
         return dtype
 
     def inside(self, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -54,8 +54,8 @@ class Memory(Adapter):
                 + " and ".join(f"{name} is on {place}" for place, name in places.items())
             )
         views = {**arguments, **{name: self._view(name, array) for name, array in given.items()}}
-        if "dtype" in views:
-            views["dtype"] = self.dtype(views["dtype"])
+        if views.get("dtype") is not None:
+            views["dtype"] = self.dtype(views["dtype"], self.like(arguments))
         return views
 
     def _view(self, name: str, array: Any) -> Array:

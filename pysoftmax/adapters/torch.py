@@ -51,7 +51,7 @@ class Torch(Memory):
             tensor = torch.from_dlpack(result)
         return tensor.view(torch.bfloat16) if half else tensor
 
-    def dtype(self, dtype: Any) -> Any:
+    def dtype(self, dtype: Any, like: Any) -> Any:
         """torch's dtypes by their names, which are NumPy's; others as they are."""
         if not isinstance(dtype, sys.modules["torch"].dtype):
             return dtype
