@@ -375,13 +375,14 @@ def _log_of_whole(whole: Array, *, axes: Index, dtype: Any, return_sign: bool) -
     maximum = whole[row_parts.MAXIMUM]
     with np.errstate(all="ignore"):
         value = maximum + row_parts.log_of_sum(whole)
-        sign = np.ones_like(value)
+        sign = (value > -np.inf).astype(value.dtype)
         if len(whole) > row_parts.MEAN:
             mean = np.where(maximum == -np.inf, 0, whole[row_parts.MEAN])
             sign = np.sign(mean)
             value = np.where(maximum == -np.inf, -np.inf, value + np.log(abs(mean)))
             if not return_sign:
                 value = np.where(sign < 0, np.nan, value)
+        sign = np.where(np.isnan(value), np.nan, sign)
         value, sign = (a.squeeze(axes).astype(dtype) for a in (value, sign))
     return (value, sign) if return_sign else value
 
