@@ -377,6 +377,7 @@ def _log_of_weighted_sum(
     """log |sum b exp(x)| and the sum's sign, as logsumexp + log |sum b softmax|."""
     xp = backend.namespace
     wide = check.summing_dtype(dtype)
+    array = array.astype(dtype, copy=False)
     takes_part = factor != 0 if where is None else (factor != 0) & where
     lse = _log_of_sum(backend, array, wide, axes, takes_part)
     weights = backend.empty(array.shape, wide, array)

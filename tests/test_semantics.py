@@ -140,7 +140,14 @@ def test_dtype_selects_the_arithmetic_and_the_result(function):
     assert_same_bytes(function(x, dtype="float32"), function(x))
     assert function(x.astype(np.float64), dtype=np.float32).dtype == np.float32
     assert function(np.arange(4), dtype=np.float32).dtype == np.float32
-    assert function(x, dtype=np.float16).dtype == np.float16
+    assert_same_bytes(function(x, dtype=np.float16), function(x.astype(np.float16)))
+
+
+def test_dtype_holds_for_sums_with_factors_too():
+    x = normal((3, 40), np.float32)
+    for dtype in (np.float16, np.float64):
+        expected = ps.logsumexp(x.astype(dtype), b=2)
+        assert_same_bytes(ps.logsumexp(x, b=2, dtype=dtype), expected)
 
 
 def test_dtype_float32_of_float64_logits_is_accurate():

@@ -171,9 +171,8 @@ def _real(dtype: np.dtype[Any]) -> np.dtype[Any]:
 
 def _computable(array: Array, wanted: np.dtype[Any]) -> Array:
     """`array` converted to `wanted`, in a form that the kernels read: aligned and native."""
-    real = _real(wanted)
-    if array.dtype != real:
-        array = array.astype(wanted, copy=False).astype(real, copy=False)
+    for dtype in (wanted.newbyteorder("="), _real(wanted)):
+        array = array.astype(dtype, copy=False)
     return array if array.flags.aligned else array.copy()
 
 
