@@ -245,6 +245,13 @@ def test_the_mean_divides_by_the_weights_used_or_by_the_number_of_rows(dtype):
     assert ps.cross_entropy(x, p, weight=weight) == pytest.approx(total / dtype.type(3), rel=1e-6)
 
 
+def test_the_mean_over_many_weighted_rows_is_as_accurate_as_that_over_few(dtype):
+    labels, weight = labels_for(100_000, 10), np.random.default_rng(1).random(10)
+    labels[::7] = -100
+    mean = ps.cross_entropy(np.zeros((labels.size, 10), dtype), labels, weight=weight)
+    assert_ulp("cross_entropy, reduced", mean, np.log(oracles.WIDE.asarray(10.0)))
+
+
 @pytest.mark.parametrize("ignored", [-100, -1, 0, 2, 255, -(2**40)])
 def test_ignored_rows_take_no_part(dtype, ignored):
     x = normal((4, 3), dtype)

@@ -399,7 +399,13 @@ def check_within(name: str, array: Array, lowest: float, highest: float) -> None
 
 
 def sum_of_weights(target: Array, weight: Array | None, ignore_index: int) -> float:
-    return cpu.sum_of_weights(_labels(target), weight, ignore_index)
+    labels = _labels(target)
+    used = labels != ignore_index
+    if weight is None:
+        return float(np.count_nonzero(used))
+    weights = np.zeros(labels.shape)
+    weights[used] = weight[labels[used]]
+    return sum(weights)
 
 
 def sum(x: Array) -> float:
