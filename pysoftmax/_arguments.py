@@ -57,7 +57,10 @@ def normalize_axes(axis: Any, ndim: int) -> tuple[int, ...]:
     size = max(ndim, 1)
     axes = []
     for one in given:
-        index = operator.index(one)
+        try:
+            index = operator.index(one)
+        except TypeError:
+            raise TypeError(f"axis must be an int, a tuple of ints or None, got {axis!r}") from None
         if not -size <= index < size:
             raise AxisError(index, ndim)
         axes.append(index % size)
@@ -106,7 +109,8 @@ def check_temperature(
         values = unmasked(backend, "temperature", temperature, instead)
     if not is_real(values.dtype):
         raise TypeError(f"temperature must be a real number or array, got {temperature!r}")
-    values = values.astype(np.float64)
+    with np.errstate(over="ignore"):
+        values = values.astype(np.float64) + 0.0  # no -0, whose reciprocal is -inf
     if not (values >= 0).all():
         worst = values[~(values >= 0)].ravel()[0]
         raise ValueError(f"temperature must be >= 0 and not NaN, got {worst}")
@@ -169,7 +173,7 @@ def output(
     like: Array,
     name: str = "out",
 ) -> Array:
-    """`out` if there is one and it fits, else a new array on the device of `like`."""
+    """`out` as an array proper if it fits; without one, a new array on the device of `like`."""
     if out is None:
         return backend.empty(shape, dtype, like)
     if not backend.can_be_written(out):
@@ -180,4 +184,4 @@ def output(
         raise ValueError(f"{name} must have shape {shape}, got {out.shape}")
     if not getattr(getattr(out, "flags", None), "writeable", True):
         raise ValueError(f"{name} is read-only")
-    return out
+    return backend.as_array(out)  # a matrix would keep its two dimensions

@@ -1,5 +1,6 @@
 """Cross-entropy and binary cross-entropy, with and without their gradients."""
 
+import operator
 from typing import Any
 
 import numpy as np
@@ -295,10 +296,17 @@ def check_weight(backend: Backend, weight: Any, classes: int) -> Array | None:
 
 
 def check_smoothing(label_smoothing: float) -> float:
-    smoothing = float(label_smoothing)
-    if not 0 <= smoothing <= 1:
-        raise ValueError(f"label_smoothing must be in [0, 1], got {label_smoothing}")
-    return smoothing
+    return check.check_real("label_smoothing", label_smoothing, 0, 1)
+
+
+def check_ignore_index(ignore_index: int) -> int:
+    try:
+        index = operator.index(ignore_index)
+    except TypeError:
+        raise TypeError(f"ignore_index must be an integer, got {ignore_index!r}") from None
+    if not -(2**63) <= index < 2**63:
+        raise ValueError(f"ignore_index must be an integer of 64 bits, got {ignore_index}")
+    return index
 
 
 def _adapted(
@@ -338,6 +346,7 @@ def _cross_entropy(
     )
     if result is not None:
         return result
+    ignore_index = check_ignore_index(ignore_index)
     backend = library_of(
         logits=logits, target=target, weight=weight, temperature=temperature, grad_out=grad_out
     )
@@ -402,7 +411,7 @@ def _cross_entropy(
         value = backend.wrap_reduced(loss, logits, (axis,))
     else:
         value = backend.quotient(backend.sum(loss), divisor, wanted)
-    return value, backend.wrap(grad, logits) if with_grad and grad_out is None else grad
+    return value, backend.wrap(grad, logits) if with_grad and grad_out is None else grad_out
 
 
 def _binary_cross_entropy(
@@ -459,7 +468,7 @@ def _binary_cross_entropy(
         value = backend.quotient(total, divisor, wanted)
     else:
         value = backend.wrap(loss, logits)
-    return value, backend.wrap(grad, logits) if with_grad and grad_out is None else grad
+    return value, backend.wrap(grad, logits) if with_grad and grad_out is None else grad_out
 
 
 def check_factor(backend: Backend, factor: Any, array: Array, name: str) -> Array | None:

@@ -180,7 +180,7 @@ def logsumexp(
         The shape of `x` without `axis`. -inf where nothing takes part, +inf where an
         element is +inf, NaN where one is NaN.
     sign : ndarray or scalar
-        Only with `return_sign`: 1, 0 or -1, shape and dtype of `result`.
+        Only with `return_sign`: 1, 0 or -1, or NaN as `result`, whose shape and dtype it has.
 
     Raises
     ------
@@ -350,9 +350,12 @@ def _logsumexp(
         value, sign = _log_of_sum(backend, array, wanted, axes, where), None
     else:
         value, sign = _log_of_weighted_sum(backend, array, wanted, axes, factor, where)
-    if return_sign and sign is None:
-        sign = backend.namespace.ones_like(value)
-    elif sign is not None and not return_sign:
+    if return_sign:
+        if sign is None:
+            sign = backend.namespace.ones_like(value)
+            sign[value == -np.inf] = 0
+        sign[backend.namespace.isnan(value)] = np.nan
+    elif sign is not None:
         value[sign < 0] = np.nan
     result[...] = value.reshape(shape)
     result = backend.wrap_reduced(result, x, axes) if out is None else out
@@ -372,12 +375,14 @@ def _log_of_sum(
     return result
 
 
+@np.errstate(all="ignore")
 def _log_of_weighted_sum(
     backend: Backend, array: Array, dtype: Any, axes: tuple[int, ...], factor: Array, where: Any
 ) -> tuple[Array, Array]:
     """log |sum b exp(x)| and the sum's sign, as logsumexp + log |sum b softmax|."""
     xp = backend.namespace
     wide = check.summing_dtype(dtype)
+    array = array.astype(dtype, copy=False)
     takes_part = factor != 0 if where is None else (factor != 0) & where
     lse = _log_of_sum(backend, array, wide, axes, takes_part)
     weights = backend.empty(array.shape, wide, array)
@@ -392,8 +397,7 @@ def _log_of_weighted_sum(
         backend.dot(xp.where(takes_part, factor, 0).astype(wide), weights, axes, total)
     else:
         total[...] = 0
-    with np.errstate(divide="ignore", invalid="ignore"):
-        value = xp.asarray((lse + xp.log(abs(total))).astype(dtype))
+    value = xp.asarray((lse + xp.log(abs(total))).astype(dtype))
     empty = lse == -np.inf
     sign = xp.asarray(xp.sign(total).astype(dtype))
     value[empty] = -np.inf

@@ -12,7 +12,7 @@ VARIABLE = "PYSOFTMAX_NUM_THREADS"
 def _check(n: int, name: str) -> int:
     count = operator.index(n)
     if not 1 <= count < 2**31:
-        raise ValueError(f"{name} must be at least 1, got {n}")
+        raise ValueError(f"{name} must be in [1, 2**31), got {n}")
     return count
 
 

@@ -470,10 +470,18 @@ def test_special_sums_are_those_of_arrays_in_memory(special, columns):
     assert_as_in_memory("logsumexp", special, columns=columns)
     mask = np.array([[True, False, True, True], [False] * 4])
     assert_as_in_memory("logsumexp", special, columns=columns, where=mask)
-    for factors in ([1.0, 2.0, -3.0, 0.0], [0.0] * 4, [1.0, 0.0, 1.0, 1.0], [-1.0, 1.0, 0.5, 0.0]):
-        b = np.array([factors] * 2)
+    for factors in (
+        None,
+        [1.0, 2.0, -3.0, 0.0],
+        [0.0] * 4,
+        [1.0, 0.0, 1.0, 1.0],
+        [-1.0, 1.0, 0.5, 0.0],
+    ):
+        b = None if factors is None else np.array([factors] * 2)
         for sign in (False, True):
-            lazy = [da.from_array(a, chunks=(1, columns)) for a in (special, b)]
+            lazy = [
+                None if a is None else da.from_array(a, chunks=(1, columns)) for a in (special, b)
+            ]
             got = compute(ps.logsumexp(lazy[0], b=lazy[1], return_sign=sign))
             want = in_parts(ps.logsumexp(special, b=b, return_sign=sign))
             for a, c in zip(got, want, strict=True):

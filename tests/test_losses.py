@@ -245,6 +245,13 @@ def test_the_mean_divides_by_the_weights_used_or_by_the_number_of_rows(dtype):
     assert ps.cross_entropy(x, p, weight=weight) == pytest.approx(total / dtype.type(3), rel=1e-6)
 
 
+def test_the_mean_over_many_weighted_rows_is_as_accurate_as_that_over_few(dtype):
+    labels, weight = labels_for(100_000, 10), np.random.default_rng(1).random(10)
+    labels[::7] = -100
+    mean = ps.cross_entropy(np.zeros((labels.size, 10), dtype), labels, weight=weight)
+    assert_ulp("cross_entropy, reduced", mean, np.log(oracles.WIDE.asarray(10.0)))
+
+
 @pytest.mark.parametrize("ignored", [-100, -1, 0, 2, 255, -(2**40)])
 def test_ignored_rows_take_no_part(dtype, ignored):
     x = normal((4, 3), dtype)
@@ -276,6 +283,19 @@ def test_a_negative_index_never_wraps(dtype):
     with pytest.raises(IndexError):
         ps.cross_entropy(x, np.array([0, -1]))
     assert ps.cross_entropy(x, np.array([0, -1]), ignore_index=-1) > 1
+
+
+@each(CROSS_ENTROPIES)
+def test_ignore_index_is_an_integer(function):
+    x, labels = np.zeros((2, 3)), np.array([0, 1])
+    for bad in (1.5, 1.0, None, "1"):
+        with pytest.raises(TypeError, match="ignore_index"):
+            function(x, labels, ignore_index=bad)
+    for bad in (2**63, -(2**63) - 1):
+        with pytest.raises(ValueError, match="ignore_index"):
+            function(x, labels, ignore_index=bad)
+    ignored = function(x, labels, ignore_index=np.int8(1), reduction="sum")
+    assert np.ravel(ignored[0] if isinstance(ignored, tuple) else ignored) == ps.logsumexp(x[0])
 
 
 @each(CROSS_ENTROPIES)
@@ -369,6 +389,13 @@ def test_probabilities_need_not_sum_to_one(dtype):
 @each(CROSS_ENTROPIES)
 def test_label_smoothing_outside_the_unit_interval(function, smoothing):
     with pytest.raises(ValueError, match="label_smoothing"):
+        function(np.zeros((2, 3)), [0, 1], label_smoothing=smoothing)
+
+
+@each(CROSS_ENTROPIES)
+@pytest.mark.parametrize("smoothing", ["0.1", None, 1j, [0.1, 0.2]])
+def test_label_smoothing_of_another_type(function, smoothing):
+    with pytest.raises(TypeError, match="label_smoothing"):
         function(np.zeros((2, 3)), [0, 1], label_smoothing=smoothing)
 
 
@@ -510,6 +537,30 @@ def test_grad_out_overlapping_the_logits_partly(dtype):
         got = ps.cross_entropy_with_grad(x, labels, reduction="sum", grad_out=out)
         assert got[0] == want[0]
         assert_same_bytes(plain(out), want[1])
+
+
+@pytest.mark.parametrize("n", [3, 5000])
+def test_grad_out_overlapping_the_labels(n):
+    x, weight = normal((400, n), np.float64), np.ones(n)
+    room = np.empty_like(x)
+    labels = room.view(np.int64).reshape(-1)[:400]
+    labels[...] = 1
+    want = ps.cross_entropy_with_grad(x, labels.copy(), weight=weight)
+    got = ps.cross_entropy_with_grad(x, labels, weight=weight, grad_out=room)
+    assert got[0] == want[0]
+    assert_same_bytes(room, want[1])
+
+
+@pytest.mark.filterwarnings("ignore:the matrix subclass")
+def test_grad_out_may_be_a_subclass():
+    x, p = np.arange(6.0).reshape(2, 3), np.full((2, 3), 0.5)
+    for out in (np.asmatrix(x * 0), np.ma.array(x * 0, mask=x > 1, hard_mask=True)):
+        want = ps.cross_entropy_with_grad(x, [1, 0, 1], 0)[1]
+        assert ps.cross_entropy_with_grad(x, [1, 0, 1], 0, grad_out=out)[1] is out
+        assert_same_bytes(np.asarray(out), want)
+        want = ps.binary_cross_entropy_with_logits_with_grad(x, p)[1]
+        assert ps.binary_cross_entropy_with_logits_with_grad(x, p, grad_out=out)[1] is out
+        assert_same_bytes(np.asarray(out), want)
 
 
 # --- binary -------------------------------------------------------------------------------------

@@ -57,8 +57,8 @@ def test_the_context_manager_restores_the_number_also_after_an_error():
     assert ps.get_num_threads() == 2
 
 
-@pytest.mark.parametrize("bad", [0, -1])
-def test_fewer_threads_than_one(bad):
+@pytest.mark.parametrize("bad", [0, -1, 2**31])
+def test_fewer_threads_than_one_or_too_many(bad):
     with pytest.raises(ValueError, match=str(bad)):
         ps.set_num_threads(bad)
     with pytest.raises(ValueError, match=str(bad)), ps.num_threads(bad):

@@ -140,7 +140,14 @@ def test_dtype_selects_the_arithmetic_and_the_result(function):
     assert_same_bytes(function(x, dtype="float32"), function(x))
     assert function(x.astype(np.float64), dtype=np.float32).dtype == np.float32
     assert function(np.arange(4), dtype=np.float32).dtype == np.float32
-    assert function(x, dtype=np.float16).dtype == np.float16
+    assert_same_bytes(function(x, dtype=np.float16), function(x.astype(np.float16)))
+
+
+def test_dtype_holds_for_sums_with_factors_too():
+    x = normal((3, 40), np.float32)
+    for dtype in (np.float16, np.float64):
+        expected = ps.logsumexp(x.astype(dtype), b=2)
+        assert_same_bytes(ps.logsumexp(x, b=2, dtype=dtype), expected)
 
 
 def test_dtype_float32_of_float64_logits_is_accurate():
@@ -379,6 +386,29 @@ def test_no_warning_escapes():
             ps.binary_cross_entropy_with_logits_with_grad(x, np.zeros_like(x))
 
 
+def test_no_warning_escapes_from_a_conversion_that_overflows():
+    half, single = np.float16([[6e4, -6e4]] * 3), np.float32([[1, 2]])
+    signalling = np.uint32([[0x7F800001, 0]]).view(np.float32)
+    bce = ps.binary_cross_entropy_with_logits
+    with np.errstate(all="raise"):
+        for function in EVERY:
+            function(np.array([1e300, -1e300]), dtype=np.float32)
+            function(single * 1e30, dtype=np.float16)
+            assert np.isnan(function(signalling, dtype=np.float64)).any()
+        assert ps.softmax(np.float16([0, -14])).tolist()[0] == 1
+        assert ps.log_softmax(half)[0].tolist() == [0, -INF]
+        for reduction in ("none", "mean", "sum"):
+            assert np.all(ps.cross_entropy(half, [1, 1, 1], reduction=reduction) == INF)
+        assert bce(half, np.zeros_like(half), reduction="sum") == INF
+        assert bce(single, single - 1, weight=1e300) == INF
+        assert ps.cross_entropy(single, np.array([[1e300, 0]])) == INF
+        assert ps.logsumexp(single, b=[[1e300, 1e-300]], dtype=np.float32) == INF
+        assert ps.softmax(single, temperature=np.longdouble(INF))[0, 0] == 0.5
+        if np.finfo(np.longdouble).max > 1e308:
+            huge = np.ldexp(np.longdouble(1), 5000)
+            assert ps.softmax(single, temperature=huge)[0, 0] == 0.5
+
+
 # --- where= -------------------------------------------------------------------------------------
 
 MASKED_LENGTHS = [1, 2, 3, 16, 17, 65, 513, 2049, 4097]
@@ -491,6 +521,14 @@ def test_temperature_zero_is_one_hot_with_ties_shared(dtype, n, ties):
     assert (log_p[~best] == -INF).all()
     exact = oracles.log_softmax(np.zeros(ties))
     assert_ulp("log_softmax", log_p[0][best[0]], exact)
+
+
+@pytest.mark.parametrize("n", [1, 3, 5000])
+def test_a_temperature_of_minus_zero_is_zero(dtype, n):
+    x = normal((2, n), dtype)
+    for function in SAME_SHAPE:
+        for zero in (-0.0, [-0.0, 0.0]):
+            assert_same_bytes(function(x, temperature=zero), function(x, temperature=0))
 
 
 @pytest.mark.parametrize("n", [1, 3, 10, 100, 5000])
@@ -665,6 +703,17 @@ def test_out_that_is_no_array(function, wrong):
         function(np.zeros(3), out=wrong)
 
 
+@pytest.mark.filterwarnings("ignore:the matrix subclass")
+@each(WITH_OUT)
+@pytest.mark.parametrize("axis", [-1, 0, None])
+def test_out_may_be_a_subclass(function, axis):
+    x = np.arange(6.0).reshape(2, 3) / 4
+    axis = {} if function in ELEMENTWISE else {"axis": axis}
+    for out in (np.asmatrix(x * 0), np.ma.array(x * 0, mask=x > 1, hard_mask=True)):
+        assert function(x, **axis, out=out) is out
+        assert_same_bytes(np.asarray(out), function(x, **axis))
+
+
 @each(EVERY)
 def test_out_belongs_to_dtype(function):
     x = np.float32([[1, 2], [3, 5]])
@@ -760,6 +809,16 @@ def test_the_sign_has_the_shape_and_dtype_of_the_result(dtype):
         assert (sign.shape, sign.dtype) == (value.shape, value.dtype)
         assert (sign == 1).all()
         assert_same_bytes(value, ps.logsumexp(x, 0, keepdims=keepdims))
+
+
+def test_the_sign_without_factors_is_that_with_factors_of_one(dtype):
+    x = np.array([[-INF, -INF], [NAN, 0], [-2, 1], [INF, -INF]], dtype)
+    value, sign = ps.logsumexp(x, return_sign=True)
+    assert np.array_equal(sign, [0, NAN, 1, 1], equal_nan=True)
+    assert_same_bytes(sign, ps.logsumexp(x, b=np.ones(1, dtype), return_sign=True)[1])
+    assert_same_bytes(value, ps.logsumexp(x))
+    assert ps.logsumexp(x[:, :0], return_sign=True)[1].tolist() == [0] * 4
+    assert math.isnan(ps.logsumexp(x[3, [0, 0]], b=[1, -1], return_sign=True)[1])
 
 
 def test_b_of_another_shape():

@@ -21,7 +21,6 @@ from typing import Any
 import dask.array
 import dask.core
 import numpy as np
-from dask.highlevelgraph import HighLevelGraph
 
 import pysoftmax
 from pysoftmax import _arguments as check
@@ -438,13 +437,14 @@ def _log_of_whole(whole: Array, *, axes: Index, dtype: Any, return_sign: bool) -
     maximum = whole[row_parts.MAXIMUM]
     with np.errstate(all="ignore"):
         value = maximum + row_parts.log_of_sum(whole)
-        sign = np.ones_like(value)
+        sign = (value > -np.inf).astype(value.dtype)
         if len(whole) > row_parts.MEAN:
             mean = np.where(maximum == -np.inf, 0, whole[row_parts.MEAN])
             sign = np.sign(mean)
             value = np.where(maximum == -np.inf, -np.inf, value + np.log(abs(mean)))
             if not return_sign:
                 value = np.where(sign < 0, np.nan, value)
+        sign = np.where(np.isnan(value), np.nan, sign)
         value, sign = (a.squeeze(axes).astype(dtype) for a in (value, sign))
     return (value, sign) if return_sign else value
 
@@ -642,33 +642,27 @@ def _check_labels(target: Array, classes: int, ignore_index: int, block_info: An
 
 
 def _sum_of_weights(target: Any, weight: Any, ignore_index: int) -> Any:
-    """What a mean divides by: the weights of all labels used, added in the order of the rows."""
-    flat = _flat(target)
-    name = f"pysoftmax-sum-of-weights-{da.core.tokenize(flat.name, weight, ignore_index)}"
-    task = partial(_run, partial(_add_weights, ignore_index=ignore_index))
-    sources, key = [flat], None
+    """What a mean divides by: the weights of all labels used, added as the losses are."""
+    index = tuple(range(target.ndim))
+    weights = _blockwise(
+        partial(_weights_of, ignore_index=ignore_index),
+        "weights",
+        index,
+        target,
+        np.float64,
+        (target, index),
+        (weight, None) if weight is None else (weight.rechunk(-1), (target.ndim,)),
+    )
+    return _reduced(weights, 1.0, np.float64, rechunk=True)
+
+
+def _weights_of(labels: Array, weight: Any, *, ignore_index: int) -> Array:
+    """The weight of each label, 0 where it is ignored."""
+    used = labels != ignore_index
+    weights = used.astype(np.float64)
     if weight is not None:
-        weight = weight.rechunk(-1)
-        sources.append(weight)
-        key = (weight.name, 0)
-    graph: dict[Any, Any] = {}
-    before: Any = 0.0
-    for block in range(flat.numblocks[0]):
-        graph[name, block] = (task, before, (flat.name, block), key)
-        before = (name, block)
-    graph[(name,)] = before
-    layers = HighLevelGraph.from_collections(name, graph, dependencies=sources)
-    return da.Array(layers, name, (), meta=meta_from_array(target._meta, 0, dtype=np.float64))
-
-
-def _add_weights(before: Any, labels: Array, weight: Any, *, ignore_index: int) -> Any:
-    """`before` and the weights of more labels, one after the other."""
-    used = labels[labels != ignore_index]
-    if weight is None:
-        return np.asarray(before + float(used.size), like=labels)
-    more = weight[used].astype(np.float64)
-    # A running sum adds in order, whatever came before it.
-    return np.cumsum(np.concatenate([np.full_like(more, before, shape=1), more]))[-1]
+        weights[used] = weight[labels[used]]
+    return weights
 
 
 def _size(x: Any, rows: Index) -> Any:

@@ -57,11 +57,6 @@ ELEMENTS = np.dtype(
     ]
     + [("n", np.int64)]
 )
-# The struct of labels.cuh.
-LABELS = np.dtype(
-    [(name, np.uint64) for name in ("target", "weight", "sum")]
-    + [(name, np.int64) for name in ("rows", "classes", "ignore_index")]
-)
 
 
 @dataclass(frozen=True)

@@ -518,16 +518,10 @@ def sum_of_weights(target: Array, weight: Array | None, ignore_index: int) -> An
     if weight is None:
         # Exact, whatever the order.
         return (labels != ignore_index).sum(dtype=np.float64)
-    result = xp.empty((), np.float64)
-    task = np.zeros((), cuda.LABELS)
-    for field, array in (("target", labels), ("weight", weight), ("sum", result)):
-        task[field] = gpu.pointer(array)
-    task["rows"], task["classes"], task["ignore_index"] = labels.size, weight.size, ignore_index
-    gpu.launch(_WEIGHTS, cuda.Start("sum_of_weights", 1, cuda.WARP), task)
-    return result
-
-
-_WEIGHTS = (("LABELS", 1), *cuda.element_defines("float64").items())
+    # Where the labels have not been checked, a wrong one has the weight NaN.
+    inside = (labels >= 0) & (labels < weight.size)
+    place = xp.where(labels == ignore_index, weight.size, xp.where(inside, labels, weight.size + 1))
+    return sum(xp.concatenate([weight, xp.asarray([0, np.nan])])[place])
 
 
 @_on_its_device

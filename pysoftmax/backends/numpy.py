@@ -39,6 +39,9 @@ name = "numpy"
 library = "numpy"
 namespace = np
 
+# Conversions may overflow, which is what rounding to the nearest comes to.
+silent = np.errstate(all="ignore")
+
 # Elements converted at a time, where the kernels' real type is not the array's.
 SLAB = 1 << 16
 
@@ -168,9 +171,8 @@ def _real(dtype: np.dtype[Any]) -> np.dtype[Any]:
 
 def _computable(array: Array, wanted: np.dtype[Any]) -> Array:
     """`array` converted to `wanted`, in a form that the kernels read: aligned and native."""
-    real = _real(wanted)
-    if array.dtype != real:
-        array = array.astype(wanted, copy=False).astype(real, copy=False)
+    for dtype in (wanted.newbyteorder("="), _real(wanted)):
+        array = array.astype(dtype, copy=False)
     return array if array.flags.aligned else array.copy()
 
 
@@ -264,6 +266,7 @@ def _slabs(x: Array, out: Array, axes: tuple[int, ...], *inputs: Array | None) -
 # -------------------------------------------------------------------------------- functions
 
 
+@silent
 def _map(
     operation: int,
     x: Array,
@@ -299,6 +302,7 @@ def log_softmax(
     _map(LOG_SOFTMAX, x, axis, out, where, temperature)
 
 
+@silent
 def logsumexp(x: Array, axis: tuple[int, ...], out: Array, where: Array | None) -> None:
     result = _row_output(out, x, where)
     for part, rows in _slabs(x, out, axis, where):
@@ -314,6 +318,7 @@ def logsumexp(x: Array, axis: tuple[int, ...], out: Array, where: Array | None) 
         out[...] = result
 
 
+@silent
 def dot(x: Array, y: Array, axis: tuple[int, ...], out: Array) -> None:
     result = _row_output(out, x, y)
     cpu.run_rows(
@@ -326,6 +331,7 @@ def dot(x: Array, y: Array, axis: tuple[int, ...], out: Array) -> None:
         out[...] = result
 
 
+@silent
 def cross_entropy(
     logits: Array,
     target: Array,
@@ -342,6 +348,8 @@ def cross_entropy(
     wanted = loss.dtype if grad is None else grad.dtype
     logits = _computable(logits, wanted)
     labels = _labels(target) if target.dtype.kind in "iu" else None
+    if labels is not None and grad is not None and np.may_share_memory(labels, grad):
+        labels = labels.copy()
     probabilities = None
     if labels is None:
         probabilities = _rows(_computable(target, logits.dtype), axes)
@@ -391,13 +399,20 @@ def check_within(name: str, array: Array, lowest: float, highest: float) -> None
 
 
 def sum_of_weights(target: Array, weight: Array | None, ignore_index: int) -> float:
-    return cpu.sum_of_weights(_labels(target), weight, ignore_index)
+    labels = _labels(target)
+    used = labels != ignore_index
+    if weight is None:
+        return float(np.count_nonzero(used))
+    weights = np.zeros(labels.shape)
+    weights[used] = weight[labels[used]]
+    return sum(weights)
 
 
 def sum(x: Array) -> float:
     return cpu.total(np.ascontiguousarray(_computable(x, x.dtype)))
 
 
+@silent
 def quotient(total: float, divisor: float, dtype: np.dtype[Any]) -> Any:
     return dtype.type(total / divisor if divisor else np.nan)
 
@@ -414,6 +429,7 @@ def _contiguous(array: Array, wanted: np.dtype[Any]) -> Array:
     return np.ascontiguousarray(_computable(array, wanted)).reshape(array.shape)
 
 
+@silent
 def _elementwise(function: Any, x: Array, out: Array) -> None:
     for part, _ in _slabs(x, out, ()):
         source, target = _contiguous(x[part], out.dtype), out[part]
@@ -435,6 +451,7 @@ def _flat_output(out: Array, *inputs: Array | None) -> Array:
     return np.empty(out.shape, _real(out.dtype))
 
 
+@silent
 def binary_cross_entropy(
     logits: Array,
     target: Array,
@@ -485,6 +502,7 @@ def log_softmax_vjp(
     _vjp(LOG_SOFTMAX_VJP, grad_output, log_probabilities, axis, temperature, out)
 
 
+@silent
 def _vjp(
     operation: int,
     grad_output: Array,

@@ -12,7 +12,6 @@
 //   NARROW_COLUMNS           with COLUMNS
 //   WIDE_COLUMNS             with CACHED
 //   ELEMENTWISE
-//   LABELS
 
 #ifndef CLUSTER_BLOCKS
 #define CLUSTER_BLOCKS 1
@@ -28,8 +27,6 @@
 #include "exp_log.cuh"
 #if defined(ELEMENTWISE)
 #include "elementwise.cuh"
-#elif defined(LABELS)
-#include "labels.cuh"
 #else
 #include "row.cuh"
 #if ALONG_COLUMNS
