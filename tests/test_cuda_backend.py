@@ -3,11 +3,9 @@
 Bytes are those of the NumPy backend.
 """
 
-import contextlib
-import functools
-
 import cuda_on_cpu
 import numpy as np
+import on_device
 import pytest
 
 import pysoftmax as ps
@@ -21,66 +19,14 @@ pytestmark = [
 ]
 
 
-class DeviceArray(np.ndarray):
-    """Stands for cupy.ndarray."""
-
-
-class HarnessGpu:
-    """What `backend.Gpu` is to CuPy, to NumPy and the harness."""
-
-    namespace = np
-
-    def __init__(self, architecture=90, multiprocessors=4):
-        self._device = cuda.Device(architecture, multiprocessors)
-        self._modules = {}
-        self._constants = {}
-        self.kernels = []
-
-    def owns(self, array):
-        return isinstance(array, DeviceArray)
-
-    def on(self, array):
-        return contextlib.nullcontext()
-
-    def device(self):
-        return self._device
-
-    def constant(self, value):
-        return self._constants.setdefault(value, np.full(1, value))
-
-    def pointer(self, array):
-        return array.ctypes.data
-
-    def launch(self, defines, start, task):
-        self.kernels.append(start.kernel)
-        _module(defines).launch(
-            start.kernel,
-            (start.blocks,),
-            (start.threads,),
-            (task,),
-            shared=start.shared,
-            cluster=start.cluster,
-            seed=len(self.kernels) % 4,
-        )
-
-
-@functools.cache
-def _module(defines):
-    return cuda_on_cpu.Module(cuda.FOLDERS[1] / "kernels.cu", dict(defines))
-
-
 @pytest.fixture(autouse=True)
-def gpu(monkeypatch):
-    cpu = _dispatch.find
-    gpu = HarnessGpu()
-    monkeypatch.setattr(backend, "gpu", gpu)
-    monkeypatch.setattr(_dispatch, "find", lambda array: backend if gpu.owns(array) else cpu(array))
-    backend._plan.cache_clear()
-    return gpu
+def gpu():
+    with on_device.harness() as gpu:
+        yield gpu
 
 
 def there(array):
-    return np.array(array).view(DeviceArray)
+    return np.array(array).view(on_device.DeviceArray)
 
 
 def assert_same(actual, expected):
