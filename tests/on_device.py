@@ -98,11 +98,15 @@ class HarnessNamespace:
     """NumPy for CuPy."""
 
     def __getattr__(self, name):
-        return getattr(np, name)
+        found = getattr(np, name)
+        if isinstance(found, type) or not callable(found):
+            return found
 
-    @staticmethod
-    def empty(shape, dtype):
-        return np.empty(shape, dtype).view(DeviceArray)
+        def call(*arguments, **options):
+            result = found(*arguments, **options)
+            return result.view(DeviceArray) if type(result) is np.ndarray else result
+
+        return call
 
 
 class HarnessGpu:

@@ -116,13 +116,15 @@ class Compiled(Torch):
 
     def cross_entropy_with_grad(self, x: Any, labels: Any, axis: int) -> Calls:
         leaf = x.requires_grad_()
-        rows, labels = self._classes_second(leaf, labels, axis)
-        loss_of = self._compiled(self._functional.cross_entropy, labels)
+
+        def loss_of_leaf(leaf: Any) -> Any:
+            return self._functional.cross_entropy(*self._classes_second(leaf, labels, axis))
+
+        loss_of = self._compiled(loss_of_leaf)
 
         def step() -> tuple[Any, Any]:
-            loss = loss_of(rows)
-            # The view that the rows are of the leaf stays for the next call.
-            return loss, self.xp.autograd.grad(loss, leaf, retain_graph=True)[0]
+            loss = loss_of(leaf)
+            return loss, self.xp.autograd.grad(loss, leaf)[0]
 
         return allocated(step)
 
@@ -201,7 +203,7 @@ class Copy(OnGpu):
     def calls(self, function: str, arguments: tuple[Any, ...]) -> Calls:
         x = self.asarray(arguments[0])
         out = self._cupy.empty_like(x)
-        return {REUSED: lambda: out.data.copy_from_device_async(x.data, x.nbytes)}
+        return {REUSED: partial(self._cupy.copyto, out, x)}
 
     def bytes_moved(self, arguments: tuple[Any, ...], result: Any) -> int:
         x: Array = arguments[0]
