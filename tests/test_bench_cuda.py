@@ -1,12 +1,13 @@
 """``pysoftmax bench --device cuda``: the whole race, with the harness and a CPU for the GPU."""
 
+import pathlib
 import types
 
 import cuda_on_cpu
 import numpy as np
 import on_device
 import pytest
-from cases import parts, python
+from cases import TESTS, parts, python
 
 import pysoftmax as ps
 from pysoftmax import cli
@@ -14,6 +15,7 @@ from pysoftmax.bench import cuda, measure
 from pysoftmax.bench.cases import CUDA_DTYPES, CUDA_LENGTHS, Case, choose
 from pysoftmax.bench.results import Results
 
+ROOT = pathlib.Path(TESTS).parent
 HARNESS = on_device.HarnessArrays()
 
 
@@ -232,3 +234,20 @@ def test_what_only_a_gpu_takes(capfd, args, words):
     out, err = capfd.readouterr()
     assert (out, err.count("\n")) == ("", 1)
     assert words in err
+
+
+def test_asv_skips_cupy_without_a_device():
+    code = """
+from benchmarks import common, times
+print(times.softmax.params[0])
+try:
+    common.call_of(times.softmax.function, "cupy", "float32", (4, 10))()
+except NotImplementedError as reason:
+    print("skipped:", reason)
+else:
+    print("timed")
+"""
+    backends, outcome = python("-c", code, PYTHONPATH=str(ROOT / "asv_bench")).splitlines()
+    assert backends == "['numpy', 'cupy']"
+    here = on_device.is_there() and not on_device.without_gpu
+    assert (outcome == "timed") if here else outcome.startswith("skipped: ")

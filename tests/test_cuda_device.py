@@ -158,6 +158,18 @@ def test_memory_is_shared_with_torch(cupy):
     assert_same_bytes(back.cpu().numpy(), ps.log_softmax(ps.softmax(values)))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_tensors_on_the_device_stay_there(cupy, dtype):
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("needs torch for CUDA")
+    tensor = torch.randn(64, 1000).to(getattr(torch, dtype))
+    there = ps.softmax(tensor.cuda())
+    assert there.is_cuda
+    assert there.dtype == tensor.dtype
+    assert torch.equal(there.cpu(), ps.softmax(tensor))
+
+
 def test_calls_join_the_stream_of_torch(cupy):
     torch = pytest.importorskip("torch")
     if not torch.cuda.is_available():
