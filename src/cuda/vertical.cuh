@@ -75,7 +75,8 @@ template <int n> DEVICE real tree(real (&lane)[n]) {
 
 #if defined(NARROW_COLUMNS)
 // Rows of up to COLUMNS <= NARROW columns, one to a thread.
-extern "C" __global__ void __launch_bounds__(128, 3) narrow_columns(const ARGUMENT Task task) {
+extern "C" __global__ void __launch_bounds__(128, PYSOFTMAX_DOUBLE || DENSE ? 2 : 3)
+    narrow_columns(const ARGUMENT Task task) {
     const int64 own = column_row(task);
     const int64 number = own < 0 ? 0 : own;
     const Row row = row_of(task, number);
