@@ -3,6 +3,9 @@
 # make bench    run every benchmark once, on what is checked out
 # make results  measure again what the documents show; half an hour
 # make pictures draw the pictures and fill in the tables of the documents from the results
+# make test-gpu the tests that need a GPU; CUDA=cuda12 where the driver is older
+# make sanitize-gpu  every kernel under compute-sanitizer, which comes with the CUDA toolkit
+# make bench-gpu     race the peers on a GPU
 # make lint     ruff, mypy, and the stub against the compiled module
 # make clean    remove what was built, and the virtual environment
 #
@@ -16,6 +19,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 PYTEST_FLAGS ?=
+CUDA ?= cuda13
 
 bin := $(VENV)/bin
 asv := $(abspath $(bin))/asv
@@ -24,7 +28,7 @@ pip := $(bin)/python -m pip install --quiet --disable-pip-version-check
 made := $(VENV)/.made-with-$(subst /,_,$(PYTHON))
 sources := pyproject.toml setup.py $(wildcard src/cpu/*)
 
-.PHONY: run test bench dashboard record results pictures lint clean
+.PHONY: run test test-gpu sanitize-gpu bench-gpu bench dashboard record results pictures lint clean
 .DELETE_ON_ERROR:
 
 run: $(VENV)/.installed-plot
@@ -32,6 +36,23 @@ run: $(VENV)/.installed-plot
 
 test: $(VENV)/.installed-test
 	$(bin)/pytest $(PYTEST_FLAGS)
+
+# Without a device all of these would be skipped.
+has_gpu = $(bin)/python -c 'import cupy, sys; cupy.is_available() or sys.exit("no CUDA device")'
+
+test-gpu: $(VENV)/.installed-test $(VENV)/.installed-$(CUDA)
+	$(has_gpu)
+	$(bin)/pytest -k 'cupy or cuda' $(PYTEST_FLAGS)
+
+sanitize-gpu: $(VENV)/.installed-test $(VENV)/.installed-$(CUDA)
+	$(has_gpu)
+	for tool in memcheck racecheck initcheck synccheck; do \
+	    compute-sanitizer --tool $$tool --error-exitcode 1 \
+	        $(bin)/python tests/every_kernel.py || exit 1; \
+	done
+
+bench-gpu: $(VENV)/.installed-bench $(VENV)/.installed-$(CUDA)
+	$(bin)/python -m pysoftmax bench --device cuda --json docs/results/speed-gpu.json
 
 bench: $(VENV)/.installed-dev
 	cd asv_bench && { test -e ~/.asv-machine.json || $(asv) machine --yes >/dev/null; }

@@ -412,18 +412,19 @@ def monitor(args: argparse.Namespace) -> int:
     ),
     argument(
         "--dtypes",
-        type=_listed(_one_of("cases.DTYPES")),
+        type=_listed(_one_of("cases.CUDA_DTYPES")),
         metavar="NAME,...",
-        help="float32, float64 (both)",
+        help="float32, float64 (both); on a GPU float16, bfloat16 too (all)",
     ),
     argument("--shapes", type=_listed(_shape), metavar="NxM,...", help="such as 1024x10,64x32000"),
     argument("--axes", type=_listed(_integer), metavar="N,...", help="such as -1,0 (last)"),
     argument(
         "--peers",
-        type=_listed(_one_of("peers.PEERS")),
+        type=_listed(_one_of("measure.EVERY_PEER")),
         metavar="NAME,...",
         help="such as torch,onnxruntime (all that are installed)",
     ),
+    argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to race (cpu)"),
     argument("--threads", type=_positive, default=1, metavar="N", help="for each of them (1)"),
     argument("--quick", action="store_true", help="few functions, shapes and rounds"),
     argument("--json", metavar="FILE", help="write all figures; - for standard output, alone"),
@@ -437,12 +438,19 @@ def bench(args: argparse.Namespace) -> None:
     ATEN_CPU_CAPABILITY=avx2 (torch), XLA_FLAGS=--xla_cpu_max_isa=AVX2 (JAX), NUMBA_CPU_NAME=haswell
     with NUMBA_CPU_FEATURES= (Numba) and NPY_DISABLE_CPU_FEATURES (NumPy, SciPy): the report says
     who is not. The extra bench installs what tables, pictures and limits need, peers the libraries.
-    """
-    from pysoftmax.bench import cases, measure, report
 
+    --device cuda takes CuPy's arrays on a GPU instead, against cupyx, torch, torch.compile and
+    Triton, and a copy on the device.
+    """
+    from pysoftmax.bench import cases, cuda, measure, report
+
+    if args.device == "cuda":
+        cuda.require()
     if args.plot:
         _needs_matplotlib("--plot")
-    chosen = cases.choose(args.functions, args.dtypes, args.shapes, args.axes, quick=args.quick)
+    chosen = cases.choose(
+        args.functions, args.dtypes, args.shapes, args.axes, quick=args.quick, device=args.device
+    )
     rounds, seconds = measure.QUICK_PACE if args.quick else measure.USUAL_PACE
     with ExitStack() as stack:
         json_file, plot_file = (
@@ -456,6 +464,7 @@ def bench(args: argparse.Namespace) -> None:
                 threads=args.threads,
                 rounds=rounds,
                 seconds=seconds,
+                device=args.device,
                 progress=progress,
             )
         if json_file:

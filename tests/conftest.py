@@ -13,6 +13,7 @@ import pytest
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 import cases
+import on_device
 
 # Pictures need no screen.
 os.environ.setdefault("MPLBACKEND", "agg")
@@ -112,6 +113,20 @@ def _dask():
     )
 
 
+def _cupy():
+    arrays = on_device.arrays()
+    context = contextlib.nullcontext if arrays.on_gpu else on_device.harness
+    return Backend(
+        "cupy",
+        arrays.xp,
+        arrays.array_type,
+        arrays.asarray,
+        arrays.asnumpy,
+        device="CUDA",
+        context=context,
+    )
+
+
 # One entry adds a library to every test that asks for ``backend``. Its function may call
 # pytest.importorskip.
 BACKENDS = {
@@ -122,10 +137,11 @@ BACKENDS = {
     "array_api_strict": _array_api,
     "xarray": _xarray,
     "dask": _dask,
+    "cupy": _cupy,
 }
 
 # The kernels of these backends are run at every length; all others compute with NumPy's.
-WITH_KERNELS = {"numpy"}
+WITH_KERNELS = {"numpy", "cupy"}
 LENGTHS_OF_OTHERS = {1, 17, 2049}
 
 
@@ -134,6 +150,41 @@ def backend(request):
     library = BACKENDS[request.param]()
     with library.context():
         yield library
+
+
+# All that the NumPy backend computes in the tests of these modules CuPy's computes too.
+SUITE = {
+    *("test_semantics", "test_losses", "test_vjp"),
+    *("test_accuracy", "test_properties", "test_reproducibility"),
+}
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--cuda-on-cpu",
+        action="store_true",
+        help="run CuPy's tests without a GPU, by the CUDA-on-CPU harness; takes hours",
+    )
+
+
+def pytest_configure(config):
+    on_device.without_gpu = config.getoption("--cuda-on-cpu")
+
+
+def pytest_generate_tests(metafunc):
+    if metafunc.module.__name__ in SUITE and "backend" not in metafunc.fixturenames:
+        metafunc.parametrize("kernels", ["numpy", "cupy"], indirect=True, scope="module")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def kernels(request):
+    """Whose compute what the test asks of NumPy's backend."""
+    if getattr(request, "param", "numpy") == "numpy":
+        yield
+        return
+    library = _cupy()
+    with library.context(), on_device.kernels_of_cupy(on_device.arrays()):
+        yield
 
 
 @pytest.fixture(params=cases.FLOATS)
@@ -163,11 +214,26 @@ def _repeats_numpy(item):
     return others and parameters.get("n", 1) not in LENGTHS_OF_OTHERS
 
 
+def _tells_nothing_more(items):
+    """Of the tests that need a GPU, where there is none, all but the first of each function."""
+    seen = set()
+    for item in items:
+        parameters = item.callspec.params if hasattr(item, "callspec") else {}
+        on_gpu = item.module.__name__ == "test_cuda_device"
+        if on_gpu or "cupy" in (parameters.get("backend"), parameters.get("kernels")):
+            if item.function in seen:
+                yield item
+            seen.add(item.function)
+
+
 def pytest_collection_modifyitems(config, items):
     """No RuntimeWarning escapes from a kernel: everywhere, it is an error."""
-    repeated = [item for item in items if _repeats_numpy(item)]
-    if repeated:
-        config.hook.pytest_deselected(items=repeated)
-        items[:] = [item for item in items if not _repeats_numpy(item)]
+    left_out = {item for item in items if _repeats_numpy(item)}
+    skipped_alike = [*_tells_nothing_more(items)]
+    if skipped_alike and not on_device.is_there():
+        left_out.update(skipped_alike)
+    if left_out:
+        config.hook.pytest_deselected(items=[item for item in items if item in left_out])
+        items[:] = [item for item in items if item not in left_out]
     for item in items:
         item.add_marker(pytest.mark.filterwarnings("error::RuntimeWarning"))

@@ -7,6 +7,7 @@ Arguments are those of ``cupy.RawKernel``, with NumPy arrays for CuPy's: an arra
 pointer, a scalar by value, and so is a structure, a structured scalar or array of one element.
 """
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -16,6 +17,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +31,7 @@ CACHE = TESTS.parent / ".pytest_cache" / "d" / "cuda_on_cpu"  # emptied by pytes
 
 COMPILER = "g++"
 # Kernels round as on the device: no contraction, and a fused multiply-add is one instruction.
-FLAGS = ["-x", "c++", "-std=c++17", "-ffp-contract=off", "-fno-strict-aliasing"]
+FLAGS = ["-std=c++17", "-ffp-contract=off", "-fno-strict-aliasing"]
 FLAGS += ["-fPIC", "-fvisibility=hidden"]  # hidden: each library has its own state and kernels
 if platform.machine() in ("x86_64", "AMD64"):
     FLAGS += ["-mfma", "-mf16c"]
@@ -107,7 +109,9 @@ class Module:
         if sanitize and "libasan" not in os.environ.get("LD_PRELOAD", ""):
             raise RuntimeError("a sanitized module needs a process of python_sanitized")
         flags = FLAGS + (SANITIZED if sanitize else OPTIMISED)
-        flags += [f"-I{SAMPLES}", *INCLUDES, *(f"-D{k}={v}" for k, v in (defines or {}).items())]
+        header = _precompiled(tuple(flags))
+        flags += ["-x", "c++", f"-I{SAMPLES}", *INCLUDES]
+        flags += [f"-D{k}={v}" for k, v in (defines or {}).items()]
         include = ["-include", str(HEADER)]
         listing = _compiler(*flags, "-DCUDA_ON_CPU_LIST", *include, "-E", "-P", str(source))
         self.names = KERNEL.findall(listing)
@@ -115,6 +119,7 @@ class Module:
         key = "\0".join([_version(), *flags, listing])
         built = CACHE / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.so"
         if not built.exists():
+            include = ["-include", str(header)]
             _build(Path(source).resolve(), self.names, [*flags, *include], built)
         self._library = ctypes.CDLL(str(built))
         self._launch = self._library.cuda_launch
@@ -191,6 +196,23 @@ def _argument(value):
 @functools.cache
 def _version():
     return _compiler("--version")
+
+
+@functools.cache
+def _precompiled(flags):
+    """The header where the compiler finds it read already: half of a module's time."""
+    content = "\0".join([_version(), *flags, *(p.read_text() for p in HEADER.parent.glob("*.h"))])
+    folder = CACHE / f"header-{hashlib.sha256(content.encode()).hexdigest()[:32]}"
+    header = folder / HEADER.name
+    if not folder.exists():
+        CACHE.mkdir(parents=True, exist_ok=True)
+        part = Path(tempfile.mkdtemp(dir=CACHE))
+        (part / HEADER.name).write_text(f'#include "{HEADER}"\n')
+        kind = ["-x", "c++-header", "-o", str(part / f"{HEADER.name}.gch")]
+        _compiler(*flags, *kind, str(part / HEADER.name))
+        with contextlib.suppress(OSError):  # another process was first
+            part.rename(folder)
+    return header
 
 
 def _build(source, names, flags, built):

@@ -17,8 +17,7 @@ RESOURCES = re.compile(
     r"ptxas info +: Used (?P<registers>\d+) registers(?P<rest>[^\n]*)"
 )
 ENTRY = re.compile(r"\.entry (\w+)\(.*?^}", re.DOTALL | re.MULTILINE)
-# Some compilers do not see that a pointer leads to global memory; shared memory is always named.
-WIDE = re.compile(r"\b(ld|st)(?:\.global\S*)?\.(?:v4\.[busf]32|v2\.[busf]64)\b")
+WIDE = re.compile(r"\b(ld|st)\.global\S*\.(?:v4\.[busf]32|v2\.[busf]64)\b")
 
 
 class CompileError(RuntimeError):

@@ -369,7 +369,7 @@ def test_a_busy_machine_is_named(capsys, load, busy):
 def test_json_holds_everything(bench, tmp_path):
     assert bench(*SMALL, "--json", tmp_path / "results.json")[0] == 0
     results = json.loads((tmp_path / "results.json").read_text(), parse_constant=pytest.fail)
-    assert set(results) == {"machine", "threads", "peers", "skipped", "notes", "races"}
+    assert set(results) == {"machine", "threads", "peers", "skipped", "notes", "races", "gpu"}
     assert set(results["machine"]) == {"date", "cpu", "cores", "load", "system", "pysoftmax"}
     assert results["machine"]["cpu"]
     assert results["machine"]["pysoftmax"]["cpu"]["target"] in targets()[0]

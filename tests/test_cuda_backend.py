@@ -3,12 +3,12 @@
 Bytes are those of the NumPy backend.
 """
 
-import contextlib
-import functools
-
 import cuda_on_cpu
+import every_kernel
 import numpy as np
+import on_device
 import pytest
+from every_kernel import assert_same_numbers
 
 import pysoftmax as ps
 from pysoftmax import _dispatch
@@ -21,75 +21,14 @@ pytestmark = [
 ]
 
 
-class DeviceArray(np.ndarray):
-    """Stands for cupy.ndarray."""
-
-
-class HarnessGpu:
-    """What `backend.Gpu` is to CuPy, to NumPy and the harness."""
-
-    namespace = np
-
-    def __init__(self, architecture=90, multiprocessors=4):
-        self._device = cuda.Device(architecture, multiprocessors)
-        self._modules = {}
-        self._constants = {}
-        self.kernels = []
-
-    def owns(self, array):
-        return isinstance(array, DeviceArray)
-
-    def on(self, array):
-        return contextlib.nullcontext()
-
-    def device(self):
-        return self._device
-
-    def constant(self, value):
-        return self._constants.setdefault(value, np.full(1, value))
-
-    def pointer(self, array):
-        return array.ctypes.data
-
-    def launch(self, defines, start, task):
-        self.kernels.append(start.kernel)
-        _module(defines).launch(
-            start.kernel,
-            (start.blocks,),
-            (start.threads,),
-            (task,),
-            shared=start.shared,
-            cluster=start.cluster,
-            seed=len(self.kernels) % 4,
-        )
-
-
-@functools.cache
-def _module(defines):
-    return cuda_on_cpu.Module(cuda.FOLDERS[1] / "kernels.cu", dict(defines))
-
-
 @pytest.fixture(autouse=True)
-def gpu(monkeypatch):
-    cpu = _dispatch.find
-    gpu = HarnessGpu()
-    monkeypatch.setattr(backend, "gpu", gpu)
-    monkeypatch.setattr(_dispatch, "find", lambda array: backend if gpu.owns(array) else cpu(array))
-    backend._plan.cache_clear()
-    return gpu
+def gpu():
+    with on_device.harness() as gpu:
+        yield gpu
 
 
 def there(array):
-    return np.array(array).view(DeviceArray)
-
-
-def assert_same(actual, expected):
-    actual, expected = np.asarray(actual), np.asarray(expected)
-    assert actual.dtype == expected.dtype
-    assert actual.shape == expected.shape
-    both_nan = (actual != actual) & (expected != expected)
-    assert ((actual == expected) | both_nan).all()
-    assert (np.signbit(actual) == np.signbit(expected))[~both_nan].all()
+    return np.array(array).view(on_device.DeviceArray)
 
 
 def rows_of(n, rows=9, dtype="float32"):
@@ -108,19 +47,19 @@ LENGTHS = [("float32", 5), ("float32", 512), ("float32", 513), ("float16", 33), 
 @pytest.mark.parametrize(("dtype", "n"), LENGTHS)
 def test_softmax_has_the_bits_of_the_cpu(dtype, n):
     x = rows_of(n, dtype=dtype)
-    assert_same(ps.softmax(there(x)), ps.softmax(x))
+    assert_same_numbers(ps.softmax(there(x)), ps.softmax(x))
 
 
 def test_streamed_rows(gpu):
     gpu._device = cuda.Device(80, 132)  # many more multiprocessors than rows
     x = rows_of(12000)[:2]
-    assert_same(ps.softmax(there(x)), ps.softmax(x))
+    assert_same_numbers(ps.softmax(there(x)), ps.softmax(x))
     assert gpu.kernels == ["stream_sum", "stream_merge", "stream_write"]
 
 
 def test_clusters(gpu):
     x = np.random.default_rng(0).normal(size=(2, 40000)).astype("float32")
-    assert_same(ps.log_softmax(there(x)), ps.log_softmax(x))
+    assert_same_numbers(ps.log_softmax(there(x)), ps.log_softmax(x))
     assert gpu.kernels == ["long_rows"]
 
 
@@ -128,14 +67,14 @@ def test_clusters(gpu):
 @pytest.mark.parametrize("inner", [1, 35])
 def test_along_another_axis(n, inner):
     x = np.random.default_rng(0).normal(size=(3, n, inner)).astype("float32")
-    assert_same(ps.softmax(there(x), axis=1), ps.softmax(x, axis=1))
+    assert_same_numbers(ps.softmax(there(x), axis=1), ps.softmax(x, axis=1))
 
 
 def test_columns_longer_than_a_block_and_axes_apart():
     x = np.random.default_rng(0).normal(size=(2, 2100, 3)).astype("float32")
-    assert_same(ps.softmax(there(x), axis=1), ps.softmax(x, axis=1))
+    assert_same_numbers(ps.softmax(there(x), axis=1), ps.softmax(x, axis=1))
     x = x[:, :5]
-    assert_same(ps.softmax(there(x), axis=(0, 2)), ps.softmax(x, axis=(0, 2)))
+    assert_same_numbers(ps.softmax(there(x), axis=(0, 2)), ps.softmax(x, axis=(0, 2)))
 
 
 def test_masks_temperatures_and_in_place():
@@ -145,8 +84,10 @@ def test_masks_temperatures_and_in_place():
     array = there(x)
     got = ps.softmax(array, where=there(where), temperature=there(degrees), out=array)
     assert got is array
-    assert_same(got, ps.softmax(x, where=where, temperature=degrees))
-    assert_same(ps.softmax(there(x)[::-2], temperature=2.0), ps.softmax(x[::-2], temperature=2.0))
+    assert_same_numbers(got, ps.softmax(x, where=where, temperature=degrees))
+    assert_same_numbers(
+        ps.softmax(there(x)[::-2], temperature=2.0), ps.softmax(x[::-2], temperature=2.0)
+    )
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
@@ -162,8 +103,8 @@ def test_cross_entropy_with_gradient(dtype, reduction, weighted):
     expected = ps.cross_entropy_with_grad(x, labels, weight=weight, **options)
     on_device = None if weight is None else there(weight)
     got = ps.cross_entropy_with_grad(there(x), there(labels), weight=on_device, **options)
-    assert_same(got[0], expected[0])
-    assert_same(got[1], expected[1])
+    assert_same_numbers(got[0], expected[0])
+    assert_same_numbers(got[1], expected[1])
 
 
 def test_the_first_bad_label_is_named_or_gives_nan():
@@ -179,7 +120,7 @@ def test_the_first_bad_label_is_named_or_gives_nan():
 @pytest.mark.parametrize("n", [1, 100, 600, 9000])
 def test_sums_in_the_order_of_the_contract(n):
     x = np.random.default_rng(0).normal(size=n).astype("float32")
-    assert_same(backend.sum(there(x)), np.float64(_dispatch.load("numpy").sum(x)))
+    assert_same_numbers(backend.sum(there(x)), np.float64(_dispatch.load("numpy").sum(x)))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -188,18 +129,29 @@ def test_binary_cross_entropy(dtype):
     x, y = random.normal(size=1001).astype(dtype), random.random(1001).astype(dtype)
     expected = ps.binary_cross_entropy_with_logits_with_grad(x, y)
     got = ps.binary_cross_entropy_with_logits_with_grad(there(x), there(y))
-    assert_same(got[0], expected[0])
-    assert_same(got[1], expected[1])
-    assert_same(ps.sigmoid(there(x)), ps.sigmoid(x))
+    assert_same_numbers(got[0], expected[0])
+    assert_same_numbers(got[1], expected[1])
+    assert_same_numbers(ps.sigmoid(there(x)), ps.sigmoid(x))
 
 
 @pytest.mark.parametrize("operation", ["softmax", "log_softmax"])
 def test_gradients(operation):
     x = np.random.default_rng(0).normal(size=(5, 33)).astype("float32")
     y, vjp = getattr(ps, operation)(x), getattr(ps, f"{operation}_vjp")
-    assert_same(vjp(there(x), there(y)), vjp(x, y))
+    assert_same_numbers(vjp(there(x), there(y)), vjp(x, y))
 
 
 def test_logsumexp():
     x = rows_of(33, dtype="float16")
-    assert_same(ps.logsumexp(there(x), axis=-1), ps.logsumexp(x, axis=-1))
+    assert_same_numbers(ps.logsumexp(there(x), axis=-1), ps.logsumexp(x, axis=-1))
+
+
+@pytest.mark.parametrize(("dtype", "regime", "function"), every_kernel.sample(), ids=str)
+def test_a_sample_of_every_kernel(dtype, regime, function):
+    every_kernel.assert_bits_of_the_cpu(on_device.HarnessArrays(), dtype, regime, function)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize(("dtype", "regime", "function"), [*every_kernel.calls()], ids=str)
+def test_every_kernel(dtype, regime, function):
+    every_kernel.assert_bits_of_the_cpu(on_device.HarnessArrays(), dtype, regime, function)

@@ -3,8 +3,8 @@
 NVRTC needs no device. First, that the gate can close: kernels that spill, and others.
 """
 
-import dataclasses
 import itertools
+import types
 
 import nvrtc
 import pytest
@@ -12,6 +12,7 @@ from cuda_on_cpu import SAMPLES, TESTS
 
 from pysoftmax.backends import _cuda
 from pysoftmax.backends import _operations as operations
+from pysoftmax.backends import cupy as backend
 
 pytestmark = pytest.mark.usefixtures("_compiler")
 
@@ -88,54 +89,166 @@ def test_an_error_holds_the_log(tmp_path):
 
 # --- the kernels --------------------------------------------------------------------------------
 
-DEVICE = _cuda.Device(architecture=90, multiprocessors=132)
-# Thread blocks of 16 warps leave 128 registers to a thread: a few values of what follows the sums
-# once per row go through memory there.
-SPILLS = {"long_rows": 128}
+DTYPES = ("float32", "bfloat16", "float64", "float16")
+KIND = {"ELEMENT_BITS", "BFLOAT16", "PYSOFTMAX_DOUBLE", "OPERATION", "GENERAL", "DENSE"}
+LOSSES = {operations.CROSS_ENTROPY, operations.CROSS_ENTROPY_WITH_GRAD}
+ALWAYS_PLAIN = {operations.LOGSUMEXP, operations.DOT, operations.SUM}
+# Bytes that may go through memory, each way counted. Thread blocks of 16 warps leave 128 registers
+# to a thread, half of them for the tile of the row: something of what is done once per row goes
+# through memory, more where a temperature or target weights of every class take part. Fewer warps
+# would have room, but not take rows as long with one read.
+SPILLS = {
+    ("long_rows", False): 256,
+    ("long_rows", True): 1024,
+    ("wide_columns", True): 64,
+}
 
 
-def instances():
-    """(architecture, dtype, definitions): every kernel, in turn with everything else."""
-    turns = itertools.cycle(
-        itertools.product(
-            ("float32", "bfloat16", "float64", "float16"),
-            (
-                operations.SOFTMAX,
-                operations.CROSS_ENTROPY_WITH_GRAD,
-                operations.LOG_SOFTMAX,
-                operations.SOFTMAX_VJP,
-            ),
-        )
-    )
-    places = itertools.cycle(nvrtc.ARCHITECTURES)
-    for rows in (3, 60, 500, 2000, 100_000, 1_000_000):
-        for general in (0, 1):
-            dtype, operation = next(turns)
-            size = {"float32": 4, "float64": 8}.get(dtype, 2)
-            arch = next(places)
-            device = dataclasses.replace(DEVICE, architecture=int(arch.removeprefix("sm_")))
+def plans(itemsize):
+    """The definitions of every regime -> the least architecture that has it."""
+    unit, found = _cuda.units(itemsize), {}
+    lengths = (*range(1, unit.chunk + 1), 16 * unit.block, 100 * unit.block, 1000 * unit.block)
+    for architecture in (90, 80):
+        device = _cuda.Device(architecture, multiprocessors=132)
+        for n in lengths:
             for plan in (
-                _cuda.plan_rows(size, 10_000, rows, device),
-                _cuda.plan_columns(size, 100, rows, 1000),
+                _cuda.plan_rows(itemsize, 10_000, n, device),
+                _cuda.plan_columns(itemsize, 100, n, 1000),
+                _cuda.plan_columns(itemsize, 100, unit.block, 1000),
             ):
                 if plan is not None:
-                    other = {"OPERATION": operation, "GENERAL": general, "DENSE": 0}
-                    yield arch, dtype, {**_cuda.element_defines(dtype), **other, **plan.defines}
+                    found[tuple(plan.defines.items())] = architecture
+    return found
+
+
+def every_instance():
+    """(dtype, definitions, least architecture): all that the backend can ask for."""
+    for dtype in DTYPES:
+        size = {"float32": 4, "float64": 8}.get(dtype, 2)
+        kinds = [
+            {"OPERATION": operation, "GENERAL": general, "DENSE": dense}
+            for operation in range(operations.SUM + 1)
+            for general in ((0,) if operation in ALWAYS_PLAIN else (0, 1))
+            for dense in ((0, 1) if operation in LOSSES else (0,))
+        ]
+        for regime, least in plans(size).items():
+            for kind in kinds:
+                yield dtype, {**_cuda.element_defines(dtype), **kind, **dict(regime)}, least
+        yield dtype, {**_cuda.element_defines(dtype), "ELEMENTWISE": 1}, 80
+    yield "float64", {**_cuda.element_defines("float64"), "LABELS": 1}, 80
+
+
+def sample():
+    """An instance of every regime, in turn with dtypes, operations and architectures."""
+    seen = set()
+    places = itertools.cycle(nvrtc.ARCHITECTURES[::-1])
+    instances = [*every_instance()]
+    for i in range(len(instances)):
+        # Steps that share no factor with how the list repeats.
+        dtype, defines, least = instances[i * 389 % len(instances)]
+        regime = tuple((k, v) for k, v in defines.items() if k not in KIND)
+        if regime not in seen:
+            seen.add(regime)
+            arch = next(places)
+            yield (arch if int(arch[3:]) >= least else "sm_90"), dtype, defines
+
+
+def assert_in_registers_and_wide(arch, defines):
+    options = (*nvrtc.OPTIONS, *(f"-I{folder}" for folder in _cuda.FOLDERS))
+    macros = tuple(f"{k}={v}" for k, v in defines.items())
+    compiled = nvrtc.compiled.__wrapped__(KERNELS, arch, macros, options)
+    assert ".ftz" not in compiled.ptx.replace("rcp.approx.ftz.f64", "")
+    for name, kernel in compiled.kernels.items():
+        case = f"{name}, {arch}, {name_of(defines)}"
+        allowed = SPILLS.get((name, bool(defines.get("DENSE"))), 0)
+        assert kernel.spills <= allowed, f"{case}: {kernel.spills} bytes spilled"
+        if name.endswith("_rows") or name in ("stream_sum", "stream_write"):
+            assert kernel.wide("ld") > 0, f"{case}: no loads of 16 bytes"
 
 
 def name_of(value):
     if isinstance(value, dict):
-        return "-".join(f"{k}={v}" for k, v in value.items() if k not in ("BFLOAT16", "DENSE"))
+        return "-".join(f"{k}={v}" for k, v in value.items())
     return value
 
 
-@pytest.mark.parametrize(("arch", "dtype", "defines"), [*instances()], ids=name_of)
-def test_kernels_stay_in_registers_and_read_16_bytes_at_a_time(arch, dtype, defines):
-    options = (*nvrtc.OPTIONS, *(f"-I{folder}" for folder in _cuda.FOLDERS))
-    macros = tuple(f"{k}={v}" for k, v in defines.items())
-    compiled = nvrtc.compiled(KERNELS, arch, macros, options)
-    assert ".ftz" not in compiled.ptx.replace("rcp.approx.ftz.f64", "")
-    for name, kernel in compiled.kernels.items():
-        assert kernel.spills <= SPILLS.get(name, 0), name
-        if name.endswith("_rows") or name in ("stream_sum", "stream_write"):
-            assert kernel.wide("ld") > 0, name
+@pytest.mark.parametrize(("arch", "dtype", "defines"), [*sample()], ids=name_of)
+def test_a_sample_stays_in_registers_and_reads_16_bytes_at_a_time(arch, dtype, defines):
+    assert_in_registers_and_wide(arch, defines)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_instance_stays_in_registers_and_reads_16_bytes_at_a_time(arch, dtype):
+    wrong = []
+    for of, defines, least in every_instance():
+        if of == dtype and int(arch.removeprefix("sm_")) >= least:
+            try:
+                assert_in_registers_and_wide(arch, defines)
+            except AssertionError as error:
+                wrong.append(str(error).splitlines()[0])
+    assert not wrong, "\n".join(wrong)
+
+
+# --- as the backend compiles --------------------------------------------------------------------
+
+DEFINES = {**_cuda.element_defines("float16"), "OPERATION": 0, "GENERAL": 0, "DENSE": 0}
+DEFINES |= {"SHORT_ROWS": 1, "WIDTH": 1, "LANE_ROWS": 1}
+
+
+@pytest.fixture
+def gpu(_compiler, monkeypatch, tmp_path):
+    """What the backend asks of CuPy, with a device that there need not be."""
+    import cupy
+    from cupy.cuda import compiler
+
+    def architecture(arch=None):
+        return f"-arch=sm_{arch}", "cubin"
+
+    # It asks for the device even if it is told the architecture.
+    monkeypatch.setattr(compiler, "_get_arch_for_options_for_nvrtc", architecture)
+    device = types.SimpleNamespace(compute_capability="90")
+    gpu = backend.Gpu()
+    gpu.__dict__["namespace"] = types.SimpleNamespace(
+        cuda=types.SimpleNamespace(Device=lambda: device), _core=cupy._core
+    )
+    monkeypatch.setenv("CUPY_CACHE_DIR", str(tmp_path / "not there yet"))
+    return gpu
+
+
+def test_a_module_is_compiled_once_and_found_on_disk(gpu, monkeypatch):
+    from cupy.cuda import compiler
+
+    first = gpu._compiled(tuple(DEFINES.items()))
+    assert first.read_bytes()[:4] == b"\x7fELF"
+    monkeypatch.setattr(compiler, "compile_using_nvrtc", lambda *a, **o: pytest.fail("again"))
+    assert gpu._compiled(tuple(DEFINES.items())) == first
+    assert [path.name for path in first.parent.iterdir()] == [first.name]
+
+
+def test_what_a_module_depends_on_is_in_its_name(gpu, monkeypatch):
+    from cupy.cuda import compiler
+
+    monkeypatch.setattr(compiler, "compile_using_nvrtc", lambda *a, **o: (b"", None))
+    names = {gpu._compiled(tuple(DEFINES.items()))}
+    names.add(gpu._compiled(tuple({**DEFINES, "WIDTH": 2}.items())))
+    gpu.namespace.cuda.Device().compute_capability = "100"
+    names.add(gpu._compiled(tuple(DEFINES.items())))
+    monkeypatch.setattr(_cuda, "source", lambda: "another")
+    names.add(gpu._compiled(tuple(DEFINES.items())))
+    assert len(names) == 4
+
+
+def test_without_a_compiler_or_its_headers_the_error_says_what_brings_them(gpu, monkeypatch):
+    from cupy.cuda import nvrtc as cupy_nvrtc
+
+    monkeypatch.setattr(gpu.namespace._core.core, "assemble_cupy_compiler_options", tuple)
+    with pytest.raises(RuntimeError, match=r"(?s)capability 90.*\[cuda13\].*cuda_fp16\.h"):
+        gpu._compiled(tuple(DEFINES.items()))
+
+    def absent():
+        raise RuntimeError("cannot load libnvrtc.so")
+
+    monkeypatch.setattr(cupy_nvrtc, "getVersion", absent)
+    with pytest.raises(ImportError, match=r"no NVRTC.*pip install 'pysoftmax\[cuda13\]'"):
+        gpu._compiled(tuple(DEFINES.items()))

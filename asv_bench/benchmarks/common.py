@@ -20,9 +20,21 @@ def _numpy():
     return types.SimpleNamespace(asarray=np.asarray, synchronize=None)
 
 
+def _cupy():
+    try:
+        import cupy
+    except ImportError:
+        raise NotImplementedError("cupy is not installed") from None
+    if not cupy.is_available():
+        raise NotImplementedError("no CUDA device")
+    return types.SimpleNamespace(
+        asarray=cupy.asarray, synchronize=lambda: cupy.cuda.get_current_stream().synchronize()
+    )
+
+
 # One entry adds an array library to the timings. Its function raises NotImplementedError where
 # the library or its device is missing; `synchronize` waits for the device.
-LIBRARIES = {"numpy": _numpy}
+LIBRARIES = {"numpy": _numpy, "cupy": _cupy}
 
 BACKENDS = list(LIBRARIES)
 DTYPES = ["float32", "float64"]

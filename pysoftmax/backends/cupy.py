@@ -37,6 +37,8 @@ library = "cupy-cuda13x[ctk]"
 
 # --------------------------------------------------------------------------------- the device
 
+BRINGS = "pip install 'pysoftmax[cuda13]', or cuda12"
+
 # Nothing is fused and no subnormal lost but where the source says so. CuPy's RawModule adds
 # -ftz=true after all other options, which wins, so modules are compiled here.
 OPTIONS = ("-std=c++17", "-fmad=false", "-ftz=false")
@@ -107,12 +109,22 @@ class Gpu:
         architecture = self.namespace.cuda.Device().compute_capability
         options = OPTIONS + tuple(f"-D{macro}={value}" for macro, value in defines)
         source = cuda.source()
-        text = repr((source, options, architecture, nvrtc.getVersion()))
+        try:
+            version = nvrtc.getVersion()
+        except (ImportError, OSError, RuntimeError) as error:
+            raise ImportError(f"CuPy finds no NVRTC to compile kernels with: {BRINGS}") from error
+        text = repr((source, options, architecture, version))
         folder = os.environ.get("CUPY_CACHE_DIR") or Path.home() / ".cupy" / "kernel_cache"
         path = Path(folder, f"pysoftmax-{hashlib.sha256(text.encode()).hexdigest()[:40]}.cubin")
         if not path.exists():
             options = self.namespace._core.core.assemble_cupy_compiler_options(options)
-            binary, _ = compiler.compile_using_nvrtc(source, options, arch=architecture)
+            try:
+                binary, _ = compiler.compile_using_nvrtc(source, options, arch=architecture)
+            except compiler.CompileException as error:
+                raise RuntimeError(
+                    f"NVRTC {'.'.join(map(str, version))} does not compile the kernels for compute "
+                    f"capability {architecture}; CUDA's headers belong to it: {BRINGS}\n{error}"
+                ) from error
             path.parent.mkdir(parents=True, exist_ok=True)
             part = path.with_suffix(f".{os.getpid()}")
             part.write_bytes(binary)

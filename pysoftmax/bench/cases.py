@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from itertools import product
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -42,7 +44,11 @@ class Case:
 
     def arguments(self) -> tuple[Any, ...]:
         """Return what the function is called with: logits with a trained classifier's spread."""
-        x = np.random.default_rng(0).normal(0, 3, self.shape).astype(self.dtype)
+        if self.dtype == "bfloat16":
+            import_module("ml_dtypes")  # gives NumPy the name
+        size = prod(self.shape)
+        logits = np.random.default_rng(0).normal(0, 3, min(size, _DISTINCT)).astype(self.dtype)
+        x = np.resize(logits, self.shape)
         return FUNCTIONS[self.function].arguments(x, self.axis)
 
 
@@ -88,6 +94,8 @@ FUNCTIONS = {
     "log_softmax_vjp": Function(_gradient_through(pysoftmax.log_softmax)),
 }
 DTYPES = ("float32", "float64")
+CUDA_DTYPES = (*DTYPES, "float16", "bfloat16")
+_DISTINCT = 2**24
 
 LENGTHS = (2, 3, 5, 10, 16, 24, 40, 64, 100, 300, 1000)
 USUAL_FUNCTIONS = (
@@ -109,6 +117,19 @@ QUICK_SHAPES: tuple[tuple[Shape, int], ...] = (
     ((100, 1024), 0),
 )
 
+# On a GPU: arrays that no cache holds, so that reading and writing them is what takes the time.
+CUDA_BYTES = 2**28
+CUDA_LENGTHS = tuple(2**k for k in range(6, 19))
+CUDA_FUNCTIONS = ("softmax", "log_softmax", "logsumexp", "cross_entropy_with_grad")
+
+
+def cuda_shapes(dtype: str, *, quick: bool = False) -> list[tuple[Shape, int]]:
+    """Return the usual shapes on a GPU, each with its axis: from a tiny array to long rows."""
+    elements = CUDA_BYTES // {"float32": 4, "float64": 8}.get(dtype, 2)
+    lengths = CUDA_LENGTHS[::6] if quick else CUDA_LENGTHS
+    rows: list[tuple[Shape, int]] = [((elements // n, n), -1) for n in lengths]
+    return [((1, 10), -1), *rows, ((elements // 2**18, 2**8, 2**10), 1)]
+
 
 def choose(
     functions: Iterable[str] | None = None,
@@ -117,6 +138,7 @@ def choose(
     axes: Sequence[int] | None = None,
     *,
     quick: bool = False,
+    device: str = "cpu",
 ) -> list[Case]:
     """List the cases asked for, each once; whatever is None takes the usual choice.
 
@@ -132,6 +154,8 @@ def choose(
         The last one unless given; the usual shapes have axes of their own.
     quick : bool, default False
         Take few functions and shapes where a choice was left.
+    device : {"cpu", "cuda"}
+        Whose usual choices are taken.
 
     Returns
     -------
@@ -141,7 +165,7 @@ def choose(
     Raises
     ------
     ValueError
-        If a shape has no such axis.
+        If a shape has no such axis, or the device no such dtype.
 
     Examples
     --------
@@ -151,19 +175,28 @@ def choose(
     softmax float32 8x3 axis -1
     sigmoid float32 8x3
     """
-    usual = QUICK_SHAPES if quick else USUAL_SHAPES
-    if shapes is None and axes is None:
-        places = list(usual)
-    else:
-        places = list(product(shapes or [shape for shape, _ in usual], axes or [-1]))
-    for shape, axis in places:
-        if not -len(shape) <= axis < len(shape):
-            raise ValueError(f"shape {'x'.join(map(str, shape))} has no axis {axis}")
-    return list(
-        dict.fromkeys(
-            Case(name, dtype, shape, None if FUNCTIONS[name].elementwise else axis)
-            for name in functions or (QUICK_FUNCTIONS if quick else USUAL_FUNCTIONS)
-            for dtype in dtypes or DTYPES
-            for shape, axis in places
-        )
-    )
+    on_gpu = device == "cuda"
+    usual_functions = CUDA_FUNCTIONS if on_gpu else USUAL_FUNCTIONS
+    known = CUDA_DTYPES if on_gpu else DTYPES
+    dtypes = list(known if dtypes is None else dtypes)
+    for dtype in dtypes:
+        if dtype not in known:
+            raise ValueError(f"--device {device} takes {', '.join(known)}, got {dtype}")
+
+    def places(dtype: str) -> Iterable[tuple[Shape, int]]:
+        usual: Sequence[tuple[Shape, int]] = QUICK_SHAPES if quick else USUAL_SHAPES
+        if on_gpu:
+            usual = cuda_shapes(dtype, quick=quick)
+        if shapes is None and axes is None:
+            return usual
+        return product(shapes or [shape for shape, _ in usual], axes or [-1])
+
+    chosen = []
+    for name, dtype in product(
+        functions or (QUICK_FUNCTIONS if quick else usual_functions), dtypes
+    ):
+        for shape, axis in places(dtype):
+            if not -len(shape) <= axis < len(shape):
+                raise ValueError(f"shape {'x'.join(map(str, shape))} has no axis {axis}")
+            chosen.append(Case(name, dtype, shape, None if FUNCTIONS[name].elementwise else axis))
+    return list(dict.fromkeys(chosen))

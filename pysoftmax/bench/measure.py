@@ -9,14 +9,16 @@ from importlib import import_module
 from importlib.util import find_spec
 from itertools import repeat
 from time import perf_counter, sleep
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 import pysoftmax
+from pysoftmax.backends.cupy import deferred_checks
+from pysoftmax.bench import cuda
 from pysoftmax.bench.cases import FUNCTIONS, Array, Case
-from pysoftmax.bench.peers import LIMITS, PEERS, Peer, Pysoftmax
-from pysoftmax.bench.results import Quartiles, Race, Results, Timing, machine
+from pysoftmax.bench.peers import CPU, Field, Peer
+from pysoftmax.bench.results import LIMITS, Quartiles, Race, Results, Timing, machine
 
 Key = TypeVar("Key")
 Call = Callable[[], object]
@@ -25,6 +27,8 @@ Clock = Callable[[], float]
 USUAL_PACE = 9, 0.01
 QUICK_PACE = 3, 0.001
 """Rounds, and the seconds that a turn lasts at least."""
+FIELDS = {"cpu": CPU, "cuda": cuda.CUDA}
+EVERY_PEER = {**CPU.peers, **cuda.CUDA.peers}
 _PAUSE = 0.02  # OpenMP's threads spin on after a call: 5 to 8 ms of libgomp's were measured
 
 
@@ -101,6 +105,7 @@ def run(
     threads: int = 1,
     rounds: int = USUAL_PACE[0],
     seconds: float = USUAL_PACE[1],
+    device: str = "cpu",
     progress: Callable[[float], None] = lambda fraction: None,
 ) -> Results:
     """Race pysoftmax and its peers, all on the same number of threads.
@@ -110,12 +115,15 @@ def run(
     cases : iterable of Case
         What is computed.
     peers : iterable of str, optional
-        Names in `PEERS`, all unless given. Those that are not installed are named in the
-        results as skipped. pysoftmax and the limits always take part.
+        Names in the peers of the device's `Field`, all unless given. Those that are not installed
+        are named in the results as skipped. pysoftmax and the limits always take part.
     threads : int, default 1
         For everybody.
     rounds, seconds
         As of `race`.
+    device : {"cpu", "cuda"}
+        Where it is computed: on a GPU with arrays that are there, and with labels that nobody
+        checks.
     progress : callable
         Called with the fraction done.
 
@@ -123,6 +131,11 @@ def run(
     -------
     Results
         Of all cases, in their order.
+
+    Raises
+    ------
+    ValueError
+        If a peer is not one of the device's, or there is no such device.
 
     Examples
     --------
@@ -133,10 +146,17 @@ def run(
     softmax float32 8x10 axis -1
     """
     cases = list(cases)
-    names = list(PEERS if peers is None else peers)
+    field = FIELDS[device]
+    names = list(field.peers if peers is None else peers)
+    for name in names:
+        if name not in field.peers:
+            raise ValueError(f"--device {device} takes {', '.join(field.peers)}, got {name}")
     with ExitStack() as stack:
+        if device == "cuda":
+            cuda.require()
+            stack.enter_context(deferred_checks())
         stack.enter_context(pysoftmax.num_threads(threads))
-        present, skipped = _assemble({name: PEERS[name] for name in names} | LIMITS, threads)
+        present, skipped = _assemble(field, names, threads)
         if find_spec("threadpoolctl"):
             stack.enter_context(import_module("threadpoolctl").threadpool_limits(threads))
         results = Results(
@@ -149,19 +169,23 @@ def run(
             skipped=skipped,
             notes=_notes(present, threads),
             races=[],
+            gpu=cuda.name() if device == "cuda" else None,
         )
         for done, case in enumerate(cases):
             progress(done / len(cases))
-            results.races.append(_race(case, present, threads, rounds, seconds))
+            pace = {"rounds": rounds, "seconds": seconds, "clock": field.clock}
+            results.races.append(_race(case, present, device, threads, pace))
         progress(1.0)
     return results
 
 
-def _assemble(peers: Mapping[str, type[Peer]], threads: int) -> tuple[list[Peer], dict[str, str]]:
+def _assemble(
+    field: Field, names: Iterable[str], threads: int
+) -> tuple[list[Peer], dict[str, str]]:
     """Import who is there, pysoftmax first, and say why others are not."""
-    present: list[Peer] = [Pysoftmax(threads)]
+    present: list[Peer] = [field.ours(threads)]
     skipped = {}
-    for name, peer in peers.items():
+    for name, peer in ({name: field.peers[name] for name in names} | field.limits).items():
         try:
             present.append(peer(threads))
         except ModuleNotFoundError as error:
@@ -190,7 +214,9 @@ def _notes(peers: Iterable[Peer], threads: int) -> list[str]:
     return [f"{', '.join(titles)}: {note}" for note, titles in notes.items()]
 
 
-def _race(case: Case, peers: Iterable[Peer], threads: int, rounds: int, seconds: float) -> Race:
+def _race(
+    case: Case, peers: Iterable[Peer], device: str, threads: int, pace: Mapping[str, Any]
+) -> Race:
     """Race one case."""
     function = FUNCTIONS[case.function]
     arguments = case.arguments()
@@ -199,12 +225,12 @@ def _race(case: Case, peers: Iterable[Peer], threads: int, rounds: int, seconds:
     calls = {
         (peer, output): call
         for peer in peers
-        if peer.name not in LIMITS or peer.name in function.limits
+        if device == "cuda" or peer.name not in LIMITS or peer.name in function.limits
         for output, call in peer.calls(case.function, arguments).items()
     }
     pause = _PAUSE if threads > 1 else 0.0
     timings = []
-    for (peer, output), times in race(calls, rounds=rounds, seconds=seconds, pause=pause).items():
+    for (peer, output), times in race(calls, pause=pause, **pace).items():
         ns = Quartiles.of(1e9 * np.array(times) / peer.elements(x))
         bandwidth = peer.bytes_moved(arguments, result) / (ns.median * x.size)
         timings.append(Timing(peer.name, output, ns, float(f"{bandwidth:.4g}")))

@@ -5,8 +5,7 @@ method gets the arguments of pysoftmax's function, as arrays of its own library,
 calls to be timed: ``{"reused": call}`` writes into an output that is there, ``{"allocated":
 call}`` makes a new one. What a call returns, `asnumpy` turns into pysoftmax's result.
 
-A peer on another device is a subclass with another `library` (CuPy's twin of scipy.special) or
-`device` (torch, JAX).
+A peer on another device is a subclass with another `library` or `device`: those of `cuda`.
 """
 
 from __future__ import annotations
@@ -15,10 +14,12 @@ import os
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from importlib import import_module, metadata
 from inspect import signature
 from math import prod
+from time import perf_counter
 from typing import Any, ClassVar
 
 import numpy as np
@@ -91,9 +92,11 @@ class Peer:
     def calls(self, function: str, arguments: tuple[Any, ...]) -> Calls:
         """Return the calls to be timed; none if the peer lacks the function."""
         method: Callable[..., Calls] | None = getattr(self, function, None)
-        if method is None:
-            return {}
-        return method(*(self.asarray(a) if isinstance(a, np.ndarray) else a for a in arguments))
+        return {} if method is None else method(*self.own(arguments))
+
+    def own(self, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Return the arguments with arrays of this library."""
+        return tuple(self.asarray(a) if isinstance(a, np.ndarray) else a for a in arguments)
 
     def elements(self, x: Array) -> int:
         """Return how many elements a call deals with."""
@@ -128,7 +131,7 @@ class Pysoftmax(Peer):
         return {"PYSOFTMAX_CPU_TARGET": "avx2"}
 
     def calls(self, function: str, arguments: tuple[Any, ...]) -> Calls:
-        return as_it_allows(getattr(self.xp, function), *arguments)
+        return as_it_allows(getattr(self.xp, function), *self.own(arguments))
 
 
 class NumPy(Peer):
@@ -492,7 +495,18 @@ class ExpSum(Numba):
         return 0
 
 
+@dataclass(frozen=True)
+class Field:
+    """Who takes part on a device, and the clock that they are timed by."""
+
+    ours: type[Peer]
+    peers: dict[str, type[Peer]]
+    limits: dict[str, type[Peer]]
+    clock: Callable[[], float]
+
+
 PEERS: dict[str, type[Peer]] = {
     peer.name: peer for peer in (NumPy, SciPy, Torch, OnnxRuntime, Jax, Numba)
 }
 LIMITS: dict[str, type[Peer]] = {limit.name: limit for limit in (Copy, ExpSum)}
+CPU = Field(Pysoftmax, PEERS, LIMITS, perf_counter)

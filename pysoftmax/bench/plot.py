@@ -7,9 +7,9 @@ from math import prod
 from textwrap import fill
 from typing import IO, TYPE_CHECKING, Any
 
-from pysoftmax.bench.peers import LIMITS, PEERS
+from pysoftmax.bench.measure import FIELDS
 from pysoftmax.bench.report import heading, versions
-from pysoftmax.bench.results import OURS, Race, Results, geometric_mean
+from pysoftmax.bench.results import LIMITS, OURS, Race, Results, geometric_mean
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,7 +34,7 @@ STYLE: dict[Any, Any] = {
 
 def style(peer: str) -> dict[str, Any]:
     """Return a peer's colour and marker, in all pictures the same; pysoftmax's line is thicker."""
-    i = [OURS, *PEERS].index(peer)
+    i = [OURS, *(name for field in FIELDS.values() for name in field.peers)].index(peer)
     return {
         "color": COLOURS[i % len(COLOURS)],
         "marker": MARKERS[i % len(MARKERS)],

@@ -20,6 +20,8 @@ import pysoftmax
 from pysoftmax.bench.cases import FUNCTIONS, Case
 
 OURS = "pysoftmax"
+LIMITS = ("copy", "exp+sum", "launch")
+"""Who takes part and is no library: what nobody can beat."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,11 @@ class Race:
         limits = [self.of(name) for name in FUNCTIONS[self.case.function].limits]
         return max((t.ns for t in limits if t), default=None) if all(limits) else None
 
+    def of_copy(self, timing: Timing) -> float | None:
+        """Return a bandwidth over that of the copy; None if that is missing."""
+        copy = self.of("copy")
+        return timing.gigabytes_per_second / copy.gigabytes_per_second if copy else None
+
     def ratio(self, timing: Timing) -> float | None:
         """Return a time over that of pysoftmax with an output of the same kind."""
         ours = self.of(OURS, timing.output)
@@ -91,7 +98,7 @@ class Race:
 
     def ratios(self) -> dict[str, float]:
         """Return the ratio of every peer, with the output reused if it can."""
-        known = (OURS, *FUNCTIONS[self.case.function].limits)
+        known = (OURS, *LIMITS)
         peers = dict.fromkeys(t.peer for t in self.timings if t.peer not in known)
         ratios = {peer: self.ratio(timing) for peer in peers if (timing := self.of(peer))}
         return {peer: ratio for peer, ratio in ratios.items() if ratio is not None}
@@ -107,6 +114,8 @@ class Results:
     skipped: dict[str, str]
     notes: list[str]
     races: list[Race]
+    gpu: str | None = None
+    """The name of the device that was raced on; None: the CPU."""
 
     def title(self, peer: str) -> str:
         """Return the name of a peer as it is written."""

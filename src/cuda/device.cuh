@@ -38,10 +38,13 @@ typedef real element;
 #define UNROLL _Pragma("unroll")
 #define NOT_UNROLLED _Pragma("unroll 1")
 #define ARGUMENT __grid_constant__  // its address may be taken without a copy
+// Some compilers lose sight of it: NVRTC 13.1 to 13.4, for compute capability 10.0.
+#define ASSUME_GLOBAL(pointer) __builtin_assume(__isGlobal(pointer))
 #else
 #define UNROLL
 #define NOT_UNROLLED
 #define ARGUMENT
+#define ASSUME_GLOBAL(pointer)
 #endif
 
 enum { WARP = 32, VECTOR = 16 / sizeof(element) };  // elements of a 16-byte load
@@ -110,6 +113,7 @@ DEVICE void load_vector(const element *row, int64 step, int64 column, int64 n, b
                         real other, real *value) {
     if (vectors && column + VECTOR <= n) {
         Quad quad;
+        ASSUME_GLOBAL(row);
         quad.all = *reinterpret_cast<const uint4 *>(row + column);
         UNROLL for (int v = 0; v < VECTOR; v++) value[v] = to_real(quad.each[v]);
     } else {

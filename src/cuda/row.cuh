@@ -767,8 +767,9 @@ enum {
     FITTING = VALUES / (VECTOR * LANE_ROWS) > 0 ? VALUES / (VECTOR * LANE_ROWS) : 1,
     TOGETHER = WIDTH < FITTING ? WIDTH : FITTING,
     SIDE_BY_SIDE = WARP / WIDTH,
-    // Thread blocks of a multiprocessor: 128 registers to a thread, more where 64 values want them.
-    RESIDENT = TOGETHER * LANE_ROWS * VECTOR * sizeof(real) > 128 ? 3 : 4,
+    // Thread blocks of a multiprocessor: 128 registers to a thread, more where they are wanted.
+    LARGE = TOGETHER * LANE_ROWS * VECTOR * sizeof(real) > 128,
+    RESIDENT = LARGE || PYSOFTMAX_DOUBLE || DENSE ? 3 : 4,
 };
 
 extern "C" __global__ void __launch_bounds__(128, RESIDENT) short_rows(const ARGUMENT Task task) {

@@ -75,7 +75,8 @@ template <int n> DEVICE real tree(real (&lane)[n]) {
 
 #if defined(NARROW_COLUMNS)
 // Rows of up to COLUMNS <= NARROW columns, one to a thread.
-extern "C" __global__ void __launch_bounds__(128, 3) narrow_columns(const ARGUMENT Task task) {
+extern "C" __global__ void __launch_bounds__(128, PYSOFTMAX_DOUBLE || DENSE ? 2 : 3)
+    narrow_columns(const ARGUMENT Task task) {
     const int64 own = column_row(task);
     const int64 number = own < 0 ? 0 : own;
     const Row row = row_of(task, number);
@@ -127,11 +128,20 @@ extern "C" __global__ void __launch_bounds__(128, 3) narrow_columns(const ARGUME
 #endif
 
 #if defined(WIDE_COLUMNS)
-// Rows of up to a block, PARTS threads to each; CACHED: up to a chunk, kept in registers.
+// Rows of up to a block, PARTS threads to each; CACHED: up to a chunk.
 enum {
     CHUNKS_AT_MOST = CACHED ? 1 : 4,
     PLACES = CHUNK / PARTS,  // columns of a chunk that a thread takes
+    // Target weights take the registers that would keep them.
+    KEPT = CACHED && !DENSE,
+    // Those whose loads are under way together.
+    TOGETHER = KEPT ? PLACES : 8,
 };
+#ifdef __CUDACC__
+#define UNROLL_PLACES _Pragma("unroll TOGETHER")
+#else
+#define UNROLL_PLACES
+#endif
 
 // The tree over the parts of a lane row, one field of them.
 DEVICE real add_parts(const real (&part)[PARTS][WARP], int r) {
@@ -140,7 +150,17 @@ DEVICE real add_parts(const real (&part)[PARTS][WARP], int r) {
     return tree(lane);
 }
 
-extern "C" __global__ void __launch_bounds__(PARTS * WARP)
+// The sums of a chunk, as they were added up for row r.
+DEVICE Partial chunk_of(const real (&sums)[4][WARP], int r) {
+    Partial chunk = nothing();
+    chunk.rest = sums[0][r];
+    chunk.low = sums[1][r];
+    chunk.dot = sums[2][r];
+    chunk.q = sums[3][r];
+    return chunk;
+}
+
+extern "C" __global__ void __launch_bounds__(PARTS * WARP, 1)
     wide_columns(const ARGUMENT Task task) {
     __shared__ real rests[PARTS][WARP], lows[PARTS][WARP], dots[PARTS][WARP], qs[PARTS][WARP];
     __shared__ int ties_of[PARTS][WARP];
@@ -157,17 +177,17 @@ extern "C" __global__ void __launch_bounds__(PARTS * WARP)
     const int64 x_step = PARTS * row.x_step, y_step = PARTS * row.y_step;
     const element *x_begin = row.x + y * row.x_step;
     const element *y_begin = (const element *)row.y + y * row.y_step;
-    real x[PLACES];
+    real x[KEPT ? PLACES : 1];
 
     real m = -INFINITE;
     if (!IS_PRODUCT) {
         const element *at = x_begin;
         NOT_UNROLLED for (int begin = y; begin < n; begin += CHUNK)
-            UNROLL for (int i = 0; i < PLACES; i++, at += x_step) {
+            UNROLL_PLACES for (int i = 0; i < PLACES; i++, at += x_step) {
                 const int column = begin + i * PARTS;
                 real value = -INFINITE;
                 if (present && column < n && !is_masked(row, column)) value = to_real(*at);
-                if (CACHED) x[i] = value;
+                if (KEPT) x[i] = value;
                 m = r_max(value, m);
             }
         rests[y][r] = m;
@@ -178,7 +198,8 @@ extern "C" __global__ void __launch_bounds__(PARTS * WARP)
     const real exponent = exponent_of<GENERAL>(view, m);
     const Scale scale = scale_of<GENERAL>(view, exponent);
 
-    Partial whole = nothing(), left, half;
+    __shared__ real sums[CHUNKS_AT_MOST][4][WARP];
+    Partial whole = nothing();
     int ties = 0;
     const element *x_at = x_begin, *y_at = y_begin;
     NOT_UNROLLED for (int c = 0; c < CHUNKS_AT_MOST; c++) {
@@ -188,20 +209,20 @@ extern "C" __global__ void __launch_bounds__(PARTS * WARP)
             rest[p] = SPLITTER;
             others[p] = no_others();
         }
-        UNROLL for (int i = 0; i < PLACES; i++, x_at += x_step, y_at += y_step) {
+        UNROLL_PLACES for (int i = 0; i < PLACES; i++, x_at += x_step, y_at += y_step) {
             const int column = c * CHUNK + i * PARTS + y;
             if (!present || column >= n) continue;
             real value = 0;
             if (OPERATION == LOG_SOFTMAX_VJP)
                 value = 0;
-            else if (CACHED && !IS_PRODUCT)
+            else if (KEPT && !IS_PRODUCT)
                 value = x[i];
             else
                 value = is_masked(row, column) ? -INFINITE : to_real(*x_at);
             const real e =
                 add_to_lane(task, row, column, value, IS_PRODUCT ? to_real(*y_at) : 0, m, view,
                             scale, &rest[i % 4], &others[i % 4], &ties);
-            if (CACHED && !IS_PRODUCT) x[i] = e;
+            if (KEPT && !IS_PRODUCT) x[i] = e;
         }
         UNROLL for (int p = 0; p < 4; p++) rest[p] = rest[p] - (real)SPLITTER;
         if (c > 0) __syncthreads();
@@ -212,22 +233,19 @@ extern "C" __global__ void __launch_bounds__(PARTS * WARP)
         ties_of[y][r] = ties;
         __syncthreads();
         if (y > 0) continue;
-        Partial chunk = nothing();
-        chunk.rest = add_parts(rests, r);
-        if (SPLITS) chunk.low = add_parts(lows, r);
-        if (HAS_DOT) chunk.dot = add_parts(dots, r);
-        if (DENSE) chunk.q = add_parts(qs, r);
-        if (CACHED) {
-            whole = chunk;
-        } else if (c % 2 == 0) {
-            left = chunk;
-        } else {
-            add_chunks(left, chunk, &chunk);
-            if (c == 1) half = chunk;
-            if (c == 3) add_chunks(half, chunk, &whole);
-        }
+        sums[c][0][r] = add_parts(rests, r);
+        sums[c][1][r] = SPLITS ? add_parts(lows, r) : 0;
+        sums[c][2][r] = HAS_DOT ? add_parts(dots, r) : 0;
+        sums[c][3][r] = DENSE ? add_parts(qs, r) : 0;
     }
     if (y == 0) {
+        whole = chunk_of(sums[0], r);
+        if (!CACHED) {
+            Partial right;
+            add_chunks(whole, chunk_of(sums[1], r), &whole);
+            add_chunks(chunk_of(sums[2], r), chunk_of(sums[3], r), &right);
+            add_chunks(whole, right, &whole);
+        }
         ties = 0;
         for (int i = 0; i < PARTS; i++) ties += ties_of[i][r];
         whole.max = m;
@@ -248,16 +266,16 @@ extern "C" __global__ void __launch_bounds__(PARTS * WARP)
         x_at = x_begin;
         y_at = y_begin;
         NOT_UNROLLED for (int begin = y; begin < n; begin += CHUNK)
-            UNROLL for (int i = 0; i < PLACES;
-                        i++, x_at += x_step, y_at += y_step, out_at += out_step) {
+            UNROLL_PLACES for (int i = 0; i < PLACES;
+                               i++, x_at += x_step, y_at += y_step, out_at += out_step) {
                 const int column = begin + i * PARTS;
                 if (column >= n) continue;
                 real value = 0;
-                if (CACHED && !IS_PRODUCT)
+                if (KEPT && !IS_PRODUCT)
                     value = x[i];
                 else if (!IS_PRODUCT)
                     value = is_masked(row, column) ? -INFINITE : to_real(*x_at);
-                if (!CACHED && STORES_EXP) value = exp_scaled<GENERAL>(value, view, scale);
+                if (!KEPT && STORES_EXP) value = exp_scaled<GENERAL>(value, view, scale);
                 write_element(task, row, view, last, column, value, x_at, y_at, out_at);
             }
     }

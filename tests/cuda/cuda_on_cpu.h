@@ -413,7 +413,7 @@ EXPORT inline __attribute__((used)) const char *cuda_launch(
     state = (seed + 1) * 0x9E3779B97F4A7C15ull;
     find_statics();
     garbage = seed % 2 ? 0x7F : 0xFF; // huge numbers or NaN, in every floating type
-    if (fibers.size() < threads * cluster) fibers.resize(threads * cluster);
+    fibers.resize(threads * cluster);
     blocks.assign(cluster, Block{});
     for (Block &block : blocks)
         if (posix_memalign(reinterpret_cast<void **>(&block.arena), 128, shared_bytes)) abort();
@@ -429,6 +429,10 @@ EXPORT inline __attribute__((used)) const char *cuda_launch(
         run_cluster();
     }
     for (Block &block : blocks) free(block.arena);
+    // A process has room for only so many mappings, and may load hundreds of modules.
+    for (Fiber &f : fibers)
+        if (f.stack) munmap(f.stack - GUARD, GUARD + STACK);
+    fibers.clear();
     return failure.empty() ? nullptr : failure.c_str();
 }
 
