@@ -539,9 +539,10 @@ def test_grad_out_overlapping_the_logits_partly(dtype):
         assert_same_bytes(plain(out), want[1])
 
 
+@pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("n", [3, 5000])
-def test_grad_out_overlapping_the_labels(n):
-    x, weight = normal((400, n), np.float64), np.ones(n)
+def test_grad_out_overlapping_the_labels(n, weighted):
+    x, weight = normal((400, n), np.float64), np.ones(n) if weighted else None
     room = np.empty_like(x)
     labels = room.view(np.int64).reshape(-1)[:400]
     labels[...] = 1
@@ -549,6 +550,21 @@ def test_grad_out_overlapping_the_labels(n):
     got = ps.cross_entropy_with_grad(x, labels, weight=weight, grad_out=room)
     assert got[0] == want[0]
     assert_same_bytes(room, want[1])
+
+
+def test_a_row_of_nan_is_lost_whatever_its_weights():
+    """As in torch: a weight of 0 does not make a number of it."""
+    x = [[NAN, 0, 1], [0, 0, 1]]
+    for target in ([0, 0], np.zeros((2, 3))):
+        loss, grad = ps.cross_entropy_with_grad(x, target, weight=[0, 1, 1], reduction="none")
+        assert np.array_equal(loss, [NAN, 0], equal_nan=True)
+        assert np.array_equal(np.isnan(grad), [[True] * 3, [False] * 3])
+
+
+def test_logits_whose_difference_overflows_at_a_high_temperature():
+    x = [1.5e308, -1.5e308]
+    assert_ulp("cross_entropy", ps.cross_entropy(x, 1, temperature=1e308), np.log1p(np.exp(3.0)))
+    assert ps.cross_entropy([1.5e308, -INF], 1, temperature=1e308) == INF
 
 
 @pytest.mark.filterwarnings("ignore:the matrix subclass")

@@ -166,7 +166,7 @@ def test_dtype_must_be_one_of_the_floats(function, refused):
 
 
 @each(ALONG_AXIS)
-@pytest.mark.parametrize("axis", [2, -3, (0, 2), (-3,)])
+@pytest.mark.parametrize("axis", [2, -3, 2**70, (0, 2), (-3,)])
 def test_axis_out_of_range(function, axis):
     with pytest.raises(np.exceptions.AxisError):
         function(np.zeros((2, 3)), axis)
@@ -301,6 +301,7 @@ def test_nan_fills_its_own_row(dtype, function, n, where):
 def test_nan_wins_over_infinity(dtype, function, values):
     for n in (3, 20, 3000):
         assert np.isnan(function(_with(n, dtype, *values))[1]).all()
+        assert np.isnan(function(1e30 + _with(n, dtype, *values))[1]).all()
         assert np.isnan(ps.logsumexp(_with(n, dtype, *values))[1])
 
 
@@ -311,6 +312,10 @@ def test_a_row_of_minus_infinity_is_nan_and_its_logsumexp_minus_infinity(dtype, 
     for function in SAME_SHAPE:
         assert np.isnan(function(x)[1]).all()
         _others_untouched(function, x)
+        where = np.arange(n) != 1
+        assert np.isnan(function(x, where=where)[1, where]).all()
+        out = x.copy()
+        assert_same_bytes(function(out, out=out), function(x))
     assert ps.logsumexp(x)[1] == -INF
     _others_untouched(ps.logsumexp, x)
 
@@ -560,9 +565,21 @@ def test_temperature_limits_over_the_unmasked(dtype):
     assert_ulp("softmax", uniform, oracles.softmax(0 * x, where=where))
 
 
-@pytest.mark.parametrize("temperature", [0.0, 0.5, INF])
-def test_temperature_does_not_hide_nan(dtype, temperature):
-    x = np.array([[1, NAN, 2], [1, 2, 3]], dtype)
+def test_differences_that_overflow_have_a_logarithm(dtype):
+    """x - max is beyond the largest real, (x - max) / T is not."""
+    largest = float(np.finfo(dtype).max) * 0.9
+    for n, axis in ((2, -1), (20, -1), (20, 0)):
+        x = np.full((n, n), -largest, dtype)
+        x[0 if axis == 0 else ..., 0 if axis == -1 else ...] = largest
+        got = ps.log_softmax(x, axis, temperature=largest / 3)
+        want = np.where(x > 0, 0.0, -6.0) - math.log1p((n - 1) * math.exp(-6))
+        np.testing.assert_allclose(got, want, rtol=8 * np.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.5, 2.0, INF])
+@pytest.mark.parametrize("beside", [1, -INF, 1e30])
+def test_temperature_does_not_hide_nan(dtype, temperature, beside):
+    x = np.array([[beside, NAN, 2], [1, 2, 3]], dtype)
     for function in SAME_SHAPE:
         result = function(x, temperature=temperature)
         assert np.isnan(result[0]).all()

@@ -653,7 +653,7 @@ def _sum_of_weights(target: Any, weight: Any, ignore_index: int) -> Any:
         (target, index),
         (weight, None) if weight is None else (weight.rechunk(-1), (target.ndim,)),
     )
-    return _reduced(weights, 1.0, np.float64, rechunk=True)
+    return _reduced(weights, 1.0, np.float64)
 
 
 def _weights_of(labels: Array, weight: Any, *, ignore_index: int) -> Array:

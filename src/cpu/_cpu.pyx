@@ -466,20 +466,6 @@ def first_bad_label(cnp.ndarray labels not None, Py_ssize_t classes, ignore_inde
     return -1
 
 
-def sum_of_weights(cnp.ndarray labels not None, cnp.ndarray class_weight, ignore_index):
-    """Sum of the weights of the labels that are not ignored; their number without weights."""
-    cdef const int64_t *label = <int64_t *>cnp.PyArray_DATA(labels)
-    cdef const double *weight = <double *>data_or_null(class_weight)
-    cdef Py_ssize_t n = cnp.PyArray_SIZE(labels), i
-    cdef int64_t ignored = ignore_index
-    cdef double result = 0
-    with nogil:
-        for i in range(n):
-            if label[i] != ignored:
-                result += weight[label[i]] if weight != NULL else 1
-    return result
-
-
 # --------------------------------------------------------------------------- fast path
 
 cdef inline bint is_simple(object x) noexcept:
@@ -522,7 +508,10 @@ cdef inline bint fill_task(Task *task, cnp.ndarray x, object axis):
     cdef Py_ssize_t along, itemsize = cnp.PyArray_ITEMSIZE(x)
     if type(axis) is not int:
         return False
-    along = axis
+    try:
+        along = axis
+    except OverflowError:
+        return False
     if along < 0:
         along += ndim
     if not 0 <= along < ndim:
@@ -693,7 +682,7 @@ def fast_cross_entropy(logits, target, axis, weight, ignore_index, label_smoothi
         return None
     if not are_labels(target, x, axis if axis >= 0 else axis + cnp.PyArray_NDIM(x)):
         return None
-    if grad_out is not None and not can_hold(grad_out, x):
+    if grad_out is not None and not (can_hold(grad_out, x) and are_apart(grad_out, target)):
         return None
     try:
         task.ignore_index = ignore_index

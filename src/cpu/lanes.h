@@ -513,14 +513,15 @@ INLINE vec v_multiply(vec a, vec high, vec low) { return v_fma(a, high, v_mul(a,
 #else
 
 #if PYSOFTMAX_DOUBLE
-/* Veltkamp's split and Dekker's product (Dekker 1971), wrong only where 2^27 a overflows;
- * zero where the error would be subnormal. */
+/* Veltkamp's split and Dekker's product (Dekker 1971); zero where the error would be subnormal
+ * or 2^27 a overflow. */
 INLINE vec v_product_error(vec a, vec b, vec product) {
     const double splitter = 134217729.0;
     vec wide_a = a * splitter, high_a = wide_a - (wide_a - a), low_a = a - high_a;
     vec wide_b = b * splitter, high_b = wide_b - (wide_b - b), low_b = b - high_b;
     vec error = ((high_a * high_b - product) + high_a * low_b + low_a * high_b) + low_a * low_b;
-    return v_zero_unless(v_not_less(v_abs(product), v_set1(0x1p-960)), error);
+    return v_zero_unless(v_not_less(v_abs(product), v_set1(0x1p-960))
+                             & v_not_less(v_set1(0x1p990), v_abs(a)), error);
 }
 INLINE vec v_reduce(vec t, real c, vec x) {
     vec product = t * c;

@@ -452,15 +452,19 @@ cdef inline Factor divide(double numerator, double denominator) noexcept nogil:
 cdef inline vec log_probability(bint general, vec x, vec m, vec beta_high, vec beta_low,
                                 vec log_s) noexcept nogil:
     """(x - m) / T - log S."""
-    cdef vec d = v_sub(x, m), z, lowest = v_set1(<real>-INFINITY)
+    cdef vec d = v_sub(x, m), z, lowest = v_set1(<real>-INFINITY), half = v_set1(0.5)
     if not general:
         return v_sub(d, log_s)
     # A difference that overflows is still 0 at temperature inf.
     d = v_zero_unless(v_ne(beta_high, v_set1(0)), d)
     z = v_mul(d, beta_high)
-    # Where z overflows the second product would make NaN of it.
-    z = v_where(v_eq(z, lowest), z, v_fma(d, beta_high, v_sub(v_mul(d, beta_low), log_s)))
-    return v_where(v_eq(x, lowest), x, z)
+    # Where d or z overflows: with half of d, which is exact there, and without the low part,
+    # which would make NaN of it.
+    z = v_where(v_eq(z, lowest),
+                v_sub(v_mul(v_sub(v_mul(x, half), v_mul(m, half)), v_add(beta_high, beta_high)),
+                      log_s),
+                v_fma(d, beta_high, v_sub(v_mul(d, beta_low), log_s)))
+    return v_where(v_eq(x, lowest), v_sub(x, log_s), z)
 
 
 cdef struct Last:
@@ -606,10 +610,14 @@ cdef inline void set_row_out(const Task *task, Py_ssize_t row, double value) noe
 cdef inline double loss_of(double temperature, double target_logit, double spike, double log_s,
                            const Partial *whole) noexcept nogil:
     """spike (log S - z_target) + sum_c q_c (log S - z_c); every term is >= 0."""
-    cdef double loss = 0, z
+    cdef double loss = 0 * log_s, z  # NaN is the loss of a row of NaN whatever its weights
     if spike != 0:
         z = whole.max - target_logit
-        loss = spike * ((z / temperature if z < INFINITY else z) + log_s)
+        if z < INFINITY or target_logit == -INFINITY:
+            z = z / temperature if z < INFINITY else z
+        else:
+            z = whole.max / temperature - target_logit / temperature
+        loss = spike * (z + log_s)
     if whole.q != 0:
         loss += whole.q * log_s + whole.dot / temperature
     return loss
@@ -936,8 +944,46 @@ cdef inline void sum_chunk_columns(int kind, const Columns *columns, Py_ssize_t 
     v_store(result.lane_others, others)
 
 
-cdef inline void sum_columns_as(int kind, Py_ssize_t n, const real *x, real *e, vec m,
+cdef inline vec add_few(const vec *a, int n) noexcept nogil:
+    """The tree over n <= 8 lanes, none of which holds -0."""
+    cdef vec[4] b
+    cdef int j
+    for j in range(4):
+        b[j] = v_add(a[j], a[j + 4]) if n > j + 4 else a[j]
+    b[0] = v_add(b[0], b[2]) if n > 2 else b[0]
+    b[1] = v_add(b[1], b[3]) if n > 3 else b[1]
+    return v_add(b[0], b[1]) if n > 1 else b[0]
+
+
+cdef inline void sum_few_columns(int kind, int n, const real *x, real *e, const Scale *scale,
+                                 vec maximum, LaneSums *result) noexcept nogil:
+    """sum_chunk_columns of n <= 8 packed columns, n a constant: everything is in registers."""
+    cdef vec start = v_set1(SPLITTER), others = v_set1(0), xv, term, rest
+    cdef vec[8] group, low_group
+    cdef vmask other
+    cdef int c
+    for c in range(n):
+        xv = v_load(x + c * VLEN)
+        term = exp_scaled(False, xv, scale)
+        if kind == EXP_STORED:
+            v_store(e + c * VLEN, term)
+        other = v_ne(xv, maximum)
+        others = v_add_where(other, others, v_set1(1))
+        group[c] = v_zero_unless(other, term)
+        if SPLITS:
+            rest = v_add(start, group[c])
+            term = group[c]
+            group[c] = v_sub(rest, start)
+            low_group[c] = v_sub(term, group[c])
+    result.rest = add_few(group, n)
+    if SPLITS:
+        result.low = add_few(low_group, n)
+    v_store(result.lane_others, others)
+
+
+cdef inline void sum_columns_as(int kind, int few, Py_ssize_t n, const real *x, real *e, vec m,
                                 const View *view, Batch *batch) noexcept nogil:
+    """few: n as a constant if it is so small; else 0."""
     cdef LaneSums sums
     cdef Scale scale
     cdef Partial[4] part
@@ -951,10 +997,13 @@ cdef inline void sum_columns_as(int kind, Py_ssize_t n, const real *x, real *e, 
     v_store(batch.max, m)
     v_store(batch.magic, scale.magic)
     v_store(batch.at_max, exp_scaled(False, m, &scale))
-    if chunks == 1:
-        columns.x = <const char *>x
-        columns.e = e
-        sum_chunk_columns(kind, &columns, n, &scale, m, &sums)
+    if few > 0 or chunks == 1:
+        if few > 0:
+            sum_few_columns(kind, few, x, e, &scale, m, &sums)
+        else:
+            columns.x = <const char *>x
+            columns.e = e
+            sum_chunk_columns(kind, &columns, n, &scale, m, &sums)
         v_store(number, sums.rest)
         for k in range(VLEN):
             batch.rest[k] = number[k]
@@ -998,9 +1047,29 @@ cdef void sum_columns(Kind kind, Py_ssize_t n, const real *x, real *e, vec m, co
     m: the rows' maxima. e, the exponentials if they are stored, may be x.
     """
     if kind == EXP_STORED:
-        sum_columns_as(EXP_STORED, n, x, e, m, view, batch)
+        sum_columns_of(EXP_STORED, n, x, e, m, view, batch)
     else:
-        sum_columns_as(EXP_SUMMED, n, x, e, m, view, batch)
+        sum_columns_of(EXP_SUMMED, n, x, e, m, view, batch)
+
+
+cdef inline void sum_columns_of(int kind, Py_ssize_t n, const real *x, real *e, vec m,
+                                    const View *view, Batch *batch) noexcept nogil:
+    if n == 2:
+        sum_columns_as(kind, 2, n, x, e, m, view, batch)
+    elif n == 3:
+        sum_columns_as(kind, 3, n, x, e, m, view, batch)
+    elif n == 4:
+        sum_columns_as(kind, 4, n, x, e, m, view, batch)
+    elif n == 5:
+        sum_columns_as(kind, 5, n, x, e, m, view, batch)
+    elif n == 6:
+        sum_columns_as(kind, 6, n, x, e, m, view, batch)
+    elif n == 7:
+        sum_columns_as(kind, 7, n, x, e, m, view, batch)
+    elif n == 8:
+        sum_columns_as(kind, 8, n, x, e, m, view, batch)
+    else:
+        sum_columns_as(kind, 0, n, x, e, m, view, batch)
 
 
 cdef inline Py_ssize_t sum_few(int op, const Rows *rows, Py_ssize_t n, Py_ssize_t start,
@@ -1240,6 +1309,9 @@ cdef void large_row(int op, bint dense, const real *x, const real *y, real *out,
             return
         if stores_exp(op) and not roomy and <const real *>out == x:
             start = row_max(x, n)
+            if start == -INFINITY:
+                limit_row(op, x, y, out, task, row, start)
+                return
         if (not sweep(op, dense, x, y, e, roomy, n, view, start, &whole, exponents)
                 or whole.max == -INFINITY):
             m = row_max(x, n)

@@ -448,10 +448,14 @@ DEVICE Last finish(const Task &task, int64 row, const View &view, const Partial 
     if (OPERATION == LOGSUMEXP && writer) set_row_out(task, row, whole.max + log_s);
     if (IS_LOSS) {
         spike = spike_weight(task, row);
-        double loss = 0;
+        double loss = 0 * log_s;  // NaN is the loss of a row of NaN whatever its weights
         if (spike != 0) {
             double z = whole.max - target_logit;
-            loss = spike * ((z < INFINITE_DOUBLE ? over_temperature(z, view) : z) + log_s);
+            if (z < INFINITE_DOUBLE)
+                z = over_temperature(z, view);
+            else if (target_logit != -INFINITE)
+                z = over_temperature(whole.max, view) - over_temperature(target_logit, view);
+            loss = spike * (z + log_s);
         }
         if (DENSE && whole.q != 0)
             loss += whole.q * log_s + over_temperature(whole.dot, view);
@@ -498,12 +502,16 @@ DEVICE real last_value(bool general, const Task &task, const Row &row, const Vie
     if (OPERATION == LOG_SOFTMAX) {
         real d = x - last.m;
         if (!general) return d - last.high;
-        if (x == -INFINITE) return x;
+        if (x == -INFINITE) return x - last.high;
         // A difference that overflows is still 0 at temperature inf.
         if (view.beta_high == 0) d = 0;
         real z = d * view.beta_high;
-        // Where z overflows the second product would make NaN of it.
-        return z == -INFINITE ? z : r_fma(d, view.beta_high, d * view.beta_low - last.high);
+        // Where d or z overflows: with half of d, which is exact there, and without the low part,
+        // which would make NaN of it.
+        if (z == -INFINITE)
+            return (x * (real)0.5 - last.m * (real)0.5) * (view.beta_high + view.beta_high)
+                   - last.high;
+        return r_fma(d, view.beta_high, d * view.beta_low - last.high);
     }
     real value = OPERATION == SOFTMAX_VJP ? x * (y - last.m) : y - exp_of_negative(x) * last.m;
     return value * view.beta_high;
