@@ -115,6 +115,15 @@ if __name__ == "__main__":
             mp.mpf(1) / 9,
             real,
         )
+    report(
+        "logarithm of a row",
+        atanh_tail,
+        lambda w: w * (mp.sqrt(w) / mp.atanh(mp.sqrt(w)) if w else 1),
+        6,
+        mp.mpf(10) ** -6,
+        mp.mpf(1) / 25,
+        np.float64,
+    )
     ln2, log2e = mp.log(2), 1 / mp.log(2)
     for real in (np.float32, np.float64):
         high = float(real(float(ln2)))

@@ -86,23 +86,25 @@ TABLE real EIGHTHS_REST[8] = {
 };
 #endif
 
-/* (atanh(s) / s - 1) / s^2 in powers of s^2 <= 1/9, for log1p; in double also for the
- * one logarithm a row needs, whatever `real` is. */
-#define LOG_DEGREE_DOUBLE 10
-TABLE double ATANH_TAIL_DOUBLE[LOG_DEGREE_DOUBLE] = {
+/* (atanh(s) / s - 1) / s^2 in powers of s^2: up to 1/9, for log1p; up to 1/25, in double whatever
+ * `real` is, for the one logarithm of a row. */
+#if PYSOFTMAX_DOUBLE
+#define LOG_DEGREE 10
+TABLE real ATANH_TAIL[LOG_DEGREE] = {
     0x1.5555555555535p-2, 0x1.99999999a06c1p-3, 0x1.249249209114cp-3, 0x1.c71c741a057b7p-4,
     0x1.745cb459d8b7dp-4, 0x1.3b1dd3a9530e3p-4, 0x1.10682f093910bp-4, 0x1.efd18a0e132b1p-5,
     0x1.55cf67252ca8cp-5, 0x1.5c5c14a98990ap-4,
 };
-#if PYSOFTMAX_DOUBLE
-#define LOG_DEGREE LOG_DEGREE_DOUBLE
-#define ATANH_TAIL ATANH_TAIL_DOUBLE
 #else
 #define LOG_DEGREE 4
 TABLE real ATANH_TAIL[LOG_DEGREE] = {
     0x1.555502p-2f, 0x1.99d208p-3f, 0x1.1ebd0cp-3f, 0x1.1ed7c0p-3f,
 };
 #endif
+TABLE double LOG_TAIL[7] = {
+    0x1.5555555555773p-2, 0x1.99999998f1757p-3, 0x1.249249b1afad5p-3, 0x1.c71c01a7ebeafp-4,
+    0x1.7474d8aa07348p-4, 0x1.385393ec5cb66p-4, 0x1.3ab8bd9ff2180p-4,
+};
 #define LN2_HIGH_DOUBLE 0x1.62e42fefa39efp-1
 #define LN2_LOW_DOUBLE 0x1.abc9e3b39803fp-56
 

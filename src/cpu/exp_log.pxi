@@ -17,7 +17,8 @@
 # Temperature.  z = (x - c) / T is carried as a pair: high = round((x - c) b), the error of
 # that product, and (x - c) times the low part of b = 1/T.
 #
-# log1p(z) = 2 atanh(s), s = z / (2 + z), for z in [0, 1]: s^2 <= 1/9, no cancellation.
+# log1p(z) = 2 atanh(s), s = z / (2 + z), for z in [0, 1]: s^2 <= 1/9, no cancellation. For any
+# z >= 0, log1p(z) = k log 2 + 2 atanh(s), s = (z + 1 - 2^k) / (z + 1 + 2^k): s^2 <= 1/25.
 #
 # Error budget (u = 2^-24 or 2^-53): r 0.02 u, the polynomial 0.45 u (0.03 u), what is added to
 # P 0.05 u, the last fma 1 u at most. Subnormals: see HEADROOM in constants.h.
@@ -115,21 +116,19 @@ cdef inline double log1p_of_ratio(double rest, double unit) noexcept nogil:
     With one division, without branches or inner loops: compilers make vectors of a loop
     over it.
     """
-    cdef double k, k_unit, s, w, w2, even, odd, p
-    cdef double f = significand_of(rest + unit, &k), f_unit = significand_of(unit, &k_unit)
-    cdef const double *c = ATANH_TAIL_DOUBLE
-    # Up to log 2 nothing is taken off, so that small ratios keep their accuracy. Both ways
-    # |s| <= 1/3.
-    s = (rest if rest <= unit else f - f_unit) / (rest + 2 * unit if rest <= unit else f + f_unit)
-    k = 0 if rest <= unit else k - k_unit
+    cdef double power, s, w, w2, even, odd
+    cdef double k = power_between(unit, rest + unit, &power)
+    cdef const double *c = LOG_TAIL
+    # log1p(rest / unit) - k log 2. Where k is 0, rest itself is divided, so that small ratios
+    # keep their accuracy.
+    s = fma(1 - power, unit, rest) / fma(1 + power, unit, rest)
     w = s * s
     # Even and odd powers apart: half as long a chain.
     w2 = w * w
-    even = fma(fma(fma(fma(c[8], w2, c[6]), w2, c[4]), w2, c[2]), w2, c[0])
-    odd = fma(fma(fma(fma(c[9], w2, c[7]), w2, c[5]), w2, c[3]), w2, c[1])
-    p = fma(odd, w, even)
-    # rest - rest: NaN would be lost in the significand's bits.
-    return k * LN2_HIGH_DOUBLE + (fma(p * w, s + s, s + s) + k * LN2_LOW_DOUBLE) + (rest - rest)
+    even = fma(fma(fma(c[6], w2, c[4]), w2, c[2]), w2, c[0])
+    odd = fma(fma(c[5], w2, c[3]), w2, c[1])
+    return k * LN2_HIGH_DOUBLE + (fma(fma(odd, w, even) * w, s + s, s + s)
+                                  + k * LN2_LOW_DOUBLE)
 
 
 cdef void log1p_of_ratios(double *rest, const double *unit, Py_ssize_t n) noexcept nogil:

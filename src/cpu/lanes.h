@@ -480,21 +480,22 @@ INLINE double two_to(int exponent) {
     memcpy(&result, &word, sizeof result);
     return result;
 }
-/* x = significand * 2^exponent with a significand in [sqrt(1/2), sqrt(2)); x normal, > 0. */
-INLINE double significand_of(double x, double *exponent) {
-    uint64_t word;
-    memcpy(&word, &x, sizeof word);
-    /* Adding the distance from sqrt(1/2) to 1 carries into the exponent field. */
-    uint64_t shifted = word + (0x3ff0000000000000 - 0x3fe6a09e667f3bcd);
-    uint64_t biased = shifted >> 52;
-    word -= (biased << 52) - 0x3ff0000000000000;
-    memcpy(&x, &word, sizeof x);
+/* k, and 2^k, for which sum / (unit * 2^k) lies in [3/4, 3/2]; 0 up to 3/2 itself. For
+ * sum >= unit, both normal and > 0. */
+INLINE double power_between(double unit, double sum, double *power) {
+    uint64_t below, above;
+    memcpy(&below, &unit, sizeof below);
+    memcpy(&above, &sum, sizeof above);
+    /* Bits count up like a logarithm, in straight pieces. */
+    uint64_t k = (above - below + ((uint64_t)1 << 51)) >> 52;
+    uint64_t scale = (k + 1023) << 52;
     /* AVX2 cannot convert 64-bit integers: put this one into the low bits of 2^52. */
-    uint64_t magic = biased | 0x4330000000000000;
-    double power;
-    memcpy(&power, &magic, sizeof power);
-    *exponent = power - (0x1p52 + 1023);
-    return x;
+    uint64_t magic = k | 0x4330000000000000;
+    double value, exponent;
+    memcpy(&value, &scale, sizeof value);
+    memcpy(&exponent, &magic, sizeof exponent);
+    *power = value;
+    return exponent - 0x1p52;
 }
 
 /* ------------------------------------------------- exact products, with and without fma */

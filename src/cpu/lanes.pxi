@@ -32,7 +32,7 @@ cdef extern from "lanes.h" nogil:
     int v_count(vmask m)
     int first_bit(uint64_t word)
     double two_to(int exponent)
-    double significand_of(double x, double *exponent)
+    double power_between(double unit, double sum, double *power)
     vec v_eighths(const real *table)
     vec v_pick(vec eighths, vec n)
     vec v_power(vec eighths, vec n)
@@ -53,10 +53,10 @@ cdef extern from "constants.h" nogil:
     real REAL_MAX, LOG2E, LN2_HIGH, LN2_LOW, MAGIC, ANCHOR, SPLITTER
     bint SPLITS
     int HEADROOM, LOWEST_EXPONENT, ZERO_EXPONENT, DEEP, DEEP_SPLIT
-    int EXP_DEGREE, LOG_DEGREE, LOG_DEGREE_DOUBLE
+    int EXP_DEGREE, LOG_DEGREE
     const real *EXP_TAIL
     const real *EIGHTHS
     const real *EIGHTHS_REST
     const real *ATANH_TAIL
-    const double *ATANH_TAIL_DOUBLE
+    const double *LOG_TAIL
     double LN2_HIGH_DOUBLE, LN2_LOW_DOUBLE

@@ -92,29 +92,20 @@ DEVICE real log1p_of_unit(real z) {
     return r_fma(p * w, s2, s2);
 }
 
-// x = significand * 2^exponent with a significand in [sqrt(1/2), sqrt(2)); x normal, > 0.
-DEVICE double significand_of(double x, double *exponent) {
-    uint64 word = (uint64)__double_as_longlong(x);
-    // Adding the distance from sqrt(1/2) to 1 carries into the exponent field.
-    uint64 biased = (word + (0x3ff0000000000000ull - 0x3fe6a09e667f3bcdull)) >> 52;
-    *exponent = (double)(int)biased - 1023;
-    return __longlong_as_double((long long)(word - (biased << 52) + 0x3ff0000000000000ull));
-}
-
 // log1p(rest / unit) for rest >= 0, unit > 0.
 DEVICE double log1p_of_ratio(double rest, double unit) {
-    double k, k_unit;
-    double f = significand_of(rest + unit, &k), f_unit = significand_of(unit, &k_unit);
-    const bool small = rest <= unit;
-    double s = normal_quotient(small ? rest : f - f_unit, small ? rest + 2 * unit : f + f_unit);
-    k = small ? 0 : k - k_unit;
-    double w = s * s, w2 = w * w, even = ATANH_TAIL_DOUBLE[8], odd = ATANH_TAIL_DOUBLE[9];
-    UNROLL for (int i = 6; i >= 0; i -= 2) {
-        even = __fma_rn(even, w2, ATANH_TAIL_DOUBLE[i]);
-        odd = __fma_rn(odd, w2, ATANH_TAIL_DOUBLE[i + 1]);
-    }
-    double p = __fma_rn(odd, w, even);
-    // rest - rest: NaN would be lost in the significand's bits.
-    return k * LN2_HIGH_DOUBLE + (__fma_rn(p * w, s + s, s + s) + k * LN2_LOW_DOUBLE)
-           + (rest - rest);
+    // See power_between in src/cpu/lanes.h.
+    const uint64 below = (uint64)__double_as_longlong(unit);
+    const uint64 above = (uint64)__double_as_longlong(rest + unit);
+    const uint64 exponent = (above - below + (1ull << 51)) >> 52;
+    const double k = (double)(int)exponent;
+    const double power = __longlong_as_double((long long)((exponent + 1023) << 52));
+    const double s = normal_quotient(__fma_rn(1 - power, unit, rest),
+                                     __fma_rn(1 + power, unit, rest));
+    const double w = s * s, w2 = w * w;
+    double even = __fma_rn(LOG_TAIL[6], w2, LOG_TAIL[4]), odd = __fma_rn(LOG_TAIL[5], w2, LOG_TAIL[3]);
+    even = __fma_rn(__fma_rn(even, w2, LOG_TAIL[2]), w2, LOG_TAIL[0]);
+    odd = __fma_rn(odd, w2, LOG_TAIL[1]);
+    return k * LN2_HIGH_DOUBLE
+           + (__fma_rn(__fma_rn(odd, w, even) * w, s + s, s + s) + k * LN2_LOW_DOUBLE);
 }
