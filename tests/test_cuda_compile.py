@@ -135,7 +135,6 @@ def every_instance():
             for kind in kinds:
                 yield dtype, {**_cuda.element_defines(dtype), **kind, **dict(regime)}, least
         yield dtype, {**_cuda.element_defines(dtype), "ELEMENTWISE": 1}, 80
-    yield "float64", {**_cuda.element_defines("float64"), "LABELS": 1}, 80
 
 
 def sample():

@@ -1245,7 +1245,9 @@ cdef inline Py_ssize_t batched_rows(int op, bint general, int vectors, const Row
     cdef LaneSums sums
     cdef Py_ssize_t k, row, count, usable, start = begin
     cdef Py_ssize_t stride = (task.n + VLEN - 1) // VLEN * VLEN
-    cdef Py_ssize_t most = min(VLEN, EXP_SCRATCH // stride)
+    # The logits of longer rows are to stay in a first-level cache beside their exponentials.
+    cdef Py_ssize_t room = BLOCK if vectors == LONGER else EXP_SCRATCH
+    cdef Py_ssize_t most = min(VLEN, room // stride)
     if vectors > 0 or vectors == FEW:
         most = VLEN
     while start < rows.count:

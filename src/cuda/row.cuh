@@ -776,8 +776,10 @@ enum {
     TOGETHER = WIDTH < FITTING ? WIDTH : FITTING,
     SIDE_BY_SIDE = WARP / WIDTH,
     // Thread blocks of a multiprocessor: 128 registers to a thread, more where they are wanted.
+    HALVES = ELEMENT_BITS == 16,
     LARGE = TOGETHER * LANE_ROWS * VECTOR * sizeof(real) > 128,
-    RESIDENT = LARGE || PYSOFTMAX_DOUBLE || DENSE ? 3 : 4,
+    RESIDENT = DENSE || (LARGE && HALVES) ? 2
+               : LARGE || HALVES || GENERAL || PYSOFTMAX_DOUBLE ? 3 : 4,
 };
 
 extern "C" __global__ void __launch_bounds__(128, RESIDENT) short_rows(const ARGUMENT Task task) {
