@@ -39,9 +39,12 @@ def _loaded(name, threads):
 def loaded(name, threads=1):
     """A peer; the test is skipped if its library is not installed."""
     try:
-        return _loaded(name, threads)
+        peer = _loaded(name, threads)
     except ModuleNotFoundError as error:
         pytest.skip(f"{error.name} is not installed")
+    if name == "jax":  # as it was when it was loaded
+        peer.xp.config.update("jax_enable_x64", True)
+    return peer
 
 
 @pytest.fixture

@@ -75,7 +75,6 @@ INLINE vec v_abs(vec a) { return X(abs)(a); }
 INLINE vmask v_eq(vec a, vec b) { return COMPARE(a, b, _CMP_EQ_OQ); }
 INLINE vmask v_ne(vec a, vec b) { return COMPARE(a, b, _CMP_NEQ_UQ); }
 INLINE vmask v_not_less(vec a, vec b) { return COMPARE(a, b, _CMP_NLT_UQ); }
-INLINE vmask v_less(vec a, vec b) { return COMPARE(a, b, _CMP_LT_OQ); }
 INLINE vec v_where(vmask m, vec a, vec b) { return X(mask_blend)(m, b, a); }
 INLINE vec v_zero_unless(vmask m, vec a) { return X(maskz_mov)(m, a); }
 INLINE vec v_add_where(vmask m, vec a, vec b) { return X(mask_add)(a, m, a, b); }
@@ -226,7 +225,6 @@ INLINE vec v_abs(vec v) {
 INLINE vmask v_eq(vec x, vec y) { return COMPARE(x, y, _CMP_EQ_OQ); }
 INLINE vmask v_ne(vec x, vec y) { return COMPARE(x, y, _CMP_NEQ_UQ); }
 INLINE vmask v_not_less(vec x, vec y) { return COMPARE(x, y, _CMP_NLT_UQ); }
-INLINE vmask v_less(vec x, vec y) { return COMPARE(x, y, _CMP_LT_OQ); }
 
 #if PYSOFTMAX_DOUBLE
 /* There is a look-up for 8 floats, so the halves of the doubles are looked up: lower ones in a,
@@ -348,7 +346,6 @@ INLINE vec v_abs(vec v) { return as_real(as_bits(v) & ~as_bits(v_set1((real)-0.0
 INLINE vmask v_eq(vec x, vec y) { return x == y; }
 INLINE vmask v_ne(vec x, vec y) { return x != y; }
 INLINE vmask v_not_less(vec x, vec y) { return ~(x < y); }
-INLINE vmask v_less(vec x, vec y) { return x < y; }
 
 INLINE vec v_eighths(const real *p) {
     vec table = {0};

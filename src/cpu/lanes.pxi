@@ -24,7 +24,6 @@ cdef extern from "lanes.h" nogil:
     vmask v_eq(vec a, vec b)
     vmask v_ne(vec a, vec b)
     vmask v_not_less(vec a, vec b)
-    vmask v_less(vec a, vec b)
     vec v_where(vmask m, vec a, vec b)
     vec v_zero_unless(vmask m, vec a)
     vec v_add_where(vmask m, vec a, vec b)

@@ -175,7 +175,8 @@ cdef inline void sum_lanes(int kind, bint general, bint dense, bint easy, int ve
                            const Scale *scale, vec maximum, LaneSums *result) noexcept nogil:
     """Sums over up to CHUNK columns, lane by lane; exponentials go to e if they are stored.
 
-    easy: no element equals maximum. vectors: as for lane_max. roomy: e may be written up to the end of the last vector.
+    easy: no element equals maximum. vectors: as for lane_max. roomy: e may be written up to
+    the end of the last vector.
     """
     cdef Sums sums
     cdef vec zero = v_set1(0), yv = zero, xv, ev
