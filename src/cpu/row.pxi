@@ -20,7 +20,7 @@
 # scale 2^-K of their own; blocks whose K is not the row's are rescaled in the last sweep,
 # which is exact.
 #
-# Passes.  Rows of up to one block, several in work together: maximum, exp into 16 KiB of
+# Passes.  Rows of up to one block, several in work together: maximum, exp into 8 to 16 KiB of
 # scratch, one scaled copy to `out`; x is read from memory once, `out` written once. Longer:
 # block by block maximum and exp, stored to `out`, then one scaling sweep: two reads and two
 # writes of memory. logsumexp and the loss: one read.
@@ -728,7 +728,7 @@ cdef inline real *out_of(const Rows *rows, Py_ssize_t k) noexcept nogil:
 
 cdef enum:
     GATHERED = 1 << 18       # elements of rows gathered together: a second-level cache
-    EXP_SCRATCH = 2 * BLOCK  # exponentials of rows that are in work: half a first-level cache
+    EXP_SCRATCH = 2 * BLOCK  # of rows that are in work: half a first-level cache at most
 
 # ---------------------------------------------------------- short rows, several at a time
 #
