@@ -491,6 +491,54 @@ def test_grad_out_may_be_the_logits_along_another_axis(dtype):
     assert_same_bytes(logits, gradient)
 
 
+def odd_rows(shape, dtype):
+    """Rows along axis 1, many of them with something that kernels treat apart."""
+    rng = np.random.default_rng(0)
+    x = (3 * rng.standard_normal(shape)).astype(dtype)
+    for outer, inner in np.ndindex(shape[0], shape[2]):
+        row, column = x[outer, :, inner], rng.integers(shape[1])
+        kind = rng.integers(12)
+        if kind < 3:
+            row[column] = (NAN, INF, -INF)[kind]
+        elif kind < 5:
+            row[:] = (-INF, 1)[kind - 3]
+        elif kind == 5:
+            row += dtype.type(1e6)
+    return x
+
+
+@pytest.mark.parametrize("kind", ["labels", "weighted", "smoothed", "probabilities", "tempered"])
+@pytest.mark.parametrize("inner", [16, 33, 130])
+@pytest.mark.parametrize("classes", [2, 3, 8, 21, 65, 513, 2049])
+def test_the_position_of_the_axis_changes_no_bit(dtype, classes, inner, kind):
+    x = odd_rows((2, classes, inner), dtype)
+    rng = np.random.default_rng(1)
+    labels = rng.integers(0, classes, (2, inner))
+    labels[rng.random(labels.shape) < 0.2] = -100
+    target, options = labels, {}
+    if kind == "weighted":
+        options["weight"] = np.where(rng.random(classes) < 0.3, 0, rng.random(classes))
+    elif kind == "smoothed":
+        options["label_smoothing"] = 0.1
+    elif kind == "tempered":
+        options["temperature"] = 1.7
+    elif kind == "probabilities":
+        target = np.moveaxis(probabilities_for((2, inner, classes), dtype), -1, 1)
+    moved = np.moveaxis(target, 1, -1) if kind == "probabilities" else target
+    rows = np.ascontiguousarray(np.moveaxis(x, 1, -1))
+    for reduction in ("none", "mean"):
+        options["reduction"] = reduction
+        want = ps.cross_entropy_with_grad(rows, moved, **options)
+        for in_place in (False, True):
+            logits = x.copy()
+            loss, gradient = ps.cross_entropy_with_grad(
+                logits, target, 1, grad_out=logits if in_place else None, **options
+            )
+            assert_same_bytes(loss, want[0], in_place=in_place, **options)
+            assert_same_bytes(gradient, np.moveaxis(want[1], -1, 1), in_place=in_place, **options)
+        assert_same_bytes(ps.cross_entropy(x, target, 1, **options), want[0], **options)
+
+
 def test_grad_out_may_be_the_probabilities(dtype):
     x = normal((4, 70), dtype)
     p = probabilities_for((4, 70), dtype)

@@ -50,6 +50,10 @@ cdef inline bint is_loss(int op) noexcept nogil:
 cdef inline bint needs_log(int op) noexcept nogil:
     return op != SOFTMAX and not is_product(op)
 
+cdef inline bint has_elements(int op) noexcept nogil:
+    """Operations with a result for every element."""
+    return op != LOGSUMEXP and op != CROSS_ENTROPY and op != DOT
+
 cdef inline Kind kind_of(int op) noexcept nogil:
     if op == LOG_SOFTMAX_VJP:
         return PLAIN
@@ -124,6 +128,7 @@ cdef struct Sums:
 cdef struct LaneSums:
     # The same with the four added up; lanes are still to be added.
     vec rest, low, dot, q
+    vec at_max  # exponential of the maximum, where every lane is a row
     Py_ssize_t others
     real[16] lane_others  # instead of it where every lane is a row
 
@@ -747,7 +752,7 @@ cdef enum:
 cdef struct Batch:
     vec[16] lanes, low_lanes  # of every row, still to be joined
     real[16] max, at_max, magic, lowest, high, low_factor
-    double[16] count, rest, low, target_logit
+    double[16] count, rest, low, target_logit, spike
     double[16] log_s
 
 
@@ -959,7 +964,7 @@ cdef inline vec add_few(const vec *a, int n) noexcept nogil:
 cdef inline void sum_few_columns(int kind, int n, const real *x, real *e, const Scale *scale,
                                  vec maximum, LaneSums *result) noexcept nogil:
     """sum_chunk_columns of n <= 8 packed columns, n a constant: everything is in registers."""
-    cdef vec start = v_set1(SPLITTER), others = v_set1(0), xv, term, rest
+    cdef vec start = v_set1(SPLITTER), others = v_set1(0), at_max = others, xv, term, rest
     cdef vec[8] group, low_group
     cdef vmask other
     cdef int c
@@ -970,12 +975,14 @@ cdef inline void sum_few_columns(int kind, int n, const real *x, real *e, const 
             v_store(e + c * VLEN, term)
         other = v_ne(xv, maximum)
         others = v_add_where(other, others, v_set1(1))
+        at_max = v_where(other, at_max, term)
         group[c] = v_zero_unless(other, term)
         if SPLITS:
             rest = v_add(start, group[c])
             term = group[c]
             group[c] = v_sub(rest, start)
             low_group[c] = v_sub(term, group[c])
+    result.at_max = at_max
     result.rest = add_few(group, n)
     if SPLITS:
         result.low = add_few(low_group, n)
@@ -997,7 +1004,8 @@ cdef inline void sum_columns_as(int kind, int few, Py_ssize_t n, const real *x, 
     columns.x_gap = VLEN * sizeof(real)
     v_store(batch.max, m)
     v_store(batch.magic, scale.magic)
-    v_store(batch.at_max, exp_scaled(False, m, &scale))
+    if few == 0:
+        sums.at_max = exp_scaled(False, m, &scale)
     if few > 0 or chunks == 1:
         if few > 0:
             sum_few_columns(kind, few, x, e, &scale, m, &sums)
@@ -1005,15 +1013,17 @@ cdef inline void sum_columns_as(int kind, int few, Py_ssize_t n, const real *x, 
             columns.x = <const char *>x
             columns.e = e
             sum_chunk_columns(kind, &columns, n, &scale, m, &sums)
+        v_store(batch.at_max, sums.at_max)
         v_store(number, sums.rest)
         for k in range(VLEN):
             batch.rest[k] = number[k]
             batch.count[k] = n - sums.lane_others[k]
         if SPLITS:
             v_store(number, sums.low)
-            for k in range(VLEN):
-                batch.low[k] = number[k]
+        for k in range(VLEN):
+            batch.low[k] = number[k] if SPLITS else 0
         return
+    v_store(batch.at_max, sums.at_max)
     for k in range(VLEN):
         batch.count[k] = n
     for chunk in range(chunks):
@@ -1327,7 +1337,7 @@ cdef void large_row(int op, bint dense, const real *x, const real *y, real *out,
             sweep(op, dense, x, y, e, roomy, n, view, m, &whole, exponents)
         if needs_log(op):
             finish(op, task, row, view.temperature, target_logit, log_sum(&whole), &whole)
-    if op == LOGSUMEXP or op == CROSS_ENTROPY:
+    if not has_elements(op):
         return
     write_row(op, dense, x, y, e, roomy, out, task, row, target_logit, view, &whole, exponents)
 

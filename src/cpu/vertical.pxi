@@ -1,4 +1,5 @@
-# softmax, log_softmax, logsumexp and the vjps along another axis than the last.
+# softmax, log_softmax, logsumexp, the losses of class labels and the vjps along another axis
+# than the last.
 #
 # Mathematics, precision and the order of additions are those of row.pxi; here a lane is
 # one row, so nothing is ever added across lanes. A panel is four vectors of neighbouring
@@ -7,7 +8,8 @@
 # Passes over a block: its columns are packed next to each other (a stride of a power of two
 # would put them all into the same few sets of the cache), then everything is done there, and
 # the result goes to `out`. Rows of up to one block: one read, one write. Longer: exponentials
-# go to `out`, to be scaled in a last sweep. Rows out of reach go through row.pxi.
+# go to `out`, to be scaled in a last sweep. Rows out of reach go through row.pxi, and so do
+# losses with a target weight for every class.
 
 cdef enum:
     WIDE = 4  # vectors in a panel
@@ -17,7 +19,8 @@ cdef struct Panel:
     const char *y
     char *out
     Py_ssize_t n, x_step, y_step, out_step
-    int vectors  # with rows in them
+    Py_ssize_t row  # number of its first row in the task
+    int vectors     # with rows in them
     Py_ssize_t last_count  # rows in the last of them
     vmask last             # its lanes that are
 
@@ -31,6 +34,10 @@ cdef inline vec panel_load(const char *p, const Panel *panel, int v) noexcept no
     cdef const real *source = <const real *>p + v * VLEN
     return (v_load(source) if v < panel.vectors - 1
             else v_load_first(source, panel.last, v_set1(0)))
+
+
+cdef inline Py_ssize_t rows_of(const Panel *panel, int v) noexcept nogil:
+    return VLEN if v < panel.vectors - 1 else panel.last_count
 
 
 cdef inline void panel_store(char *p, const Panel *panel, int v, vec value) noexcept nogil:
@@ -75,41 +82,136 @@ cdef inline void write_packed(int op, const Panel *panel, Py_ssize_t begin, Py_s
                             last_value(op, False, False, False, value, zero, &last[v]))
 
 
-cdef inline void set_last(int op, bint long_sums, const Panel *panel, Batch *batches,
-                          real *row_out, Last *last) noexcept nogil:
-    """What follows from the sums of every vector of rows; for logsumexp the result."""
-    cdef double[16] ones
+cdef inline bint take_targets(const Task *task, const Panel *panel, Batch *batches) noexcept nogil:
+    """Logit and weight of each row's target, 0 where there is none. Whether all rows have one."""
+    cdef const char *x
+    cdef const int64_t *target
+    cdef const double *weight = task.class_weight
+    cdef int64_t ignored = task.ignore_index
+    cdef Batch *batch
+    cdef Py_ssize_t k, step = panel.x_step
+    cdef bint complete = True
+    cdef int v
+    for v in range(panel.vectors):
+        x = panel.x + v * (VLEN * sizeof(real))
+        target = task.target + panel.row + v * VLEN
+        batch = &batches[v]
+        for k in range(VLEN):
+            batch.target_logit[k] = batch.spike[k] = 0
+        for k in range(rows_of(panel, v)):
+            if target[k] == ignored:
+                complete = False
+                continue
+            batch.target_logit[k] = (<const real *>(x + target[k] * step))[k]
+            batch.spike[k] = weight[target[k]] if weight != NULL else 1
+    return complete
+
+
+cdef inline double numerator_of(int op, const Task *task, const Batch *batch,
+                                Py_ssize_t k) noexcept nogil:
+    """What a row's exponentials are multiplied by, but for 1 / S."""
+    return task.gradient_scale * batch.spike[k] if op == CROSS_ENTROPY_WITH_GRAD else 1
+
+
+cdef inline void set_last(int op, const Task *task, const Panel *panel,
+                          Batch *batches, Last *last) noexcept nogil:
+    """What follows from the sums of every vector of rows; a row's value, if it has one."""
+    cdef double[16] numerator
     cdef double[WIDE * 16] log_s, unit
+    cdef real[16] values
     cdef Batch *batch
     cdef Py_ssize_t k
     cdef int v
-    if op == SOFTMAX:
-        for k in range(VLEN):
-            ones[k] = 1
+    if stores_exp(op):
         for v in range(panel.vectors):
-            take_factors(long_sums, ones, VLEN, &batches[v])
+            for k in range(VLEN):
+                numerator[k] = numerator_of(op, task, &batches[v], k)
+            take_factors(True, numerator, VLEN, &batches[v])
             last[v].high = v_load(batches[v].high)
             last[v].low = v_load(batches[v].low_factor)
+    if not needs_log(op):
         return
     for v in range(panel.vectors):
         batch = &batches[v]
         for k in range(VLEN):
             unit[v * VLEN + k] = batch.at_max[k]
-            log_s[v * VLEN + k] = (rest_of(long_sums, batch, k)
+            log_s[v * VLEN + k] = ((batch.rest[k] + batch.low[k])
                                    + (batch.count[k] - 1) * <double>batch.at_max[k])
     log1p_of_ratios(log_s, unit, panel.vectors * VLEN)
     for v in range(panel.vectors):
         batch = &batches[v]
-        for k in range(VLEN):
-            batch.high[k] = <real>(log_s[v * VLEN + k]
+        if is_loss(op):
+            for k in range(VLEN):
+                values[k] = <real>spike_loss(batch.max[k], batch.target_logit[k],
+                                             batch.spike[k], log_s[v * VLEN + k])
+        else:
+            for k in range(VLEN):
+                values[k] = <real>(log_s[v * VLEN + k]
                                    + (batch.max[k] if op == LOGSUMEXP else 0))
-        last[v].high = v_load(batch.high)
         last[v].m = v_load(batch.max)
-        if op == LOGSUMEXP:
-            panel_store(<char *>row_out, panel, v, last[v].high)
+        if op == LOG_SOFTMAX:
+            last[v].high = v_load(values)
+        else:
+            panel_store(<char *>(<real *>task.row_out + panel.row), panel, v, v_load(values))
 
 
-cdef inline void short_panel(int op, const Panel *panel, real *row_out,
+cdef inline double spike_loss(double maximum, double target_logit, double spike,
+                              double log_s) noexcept nogil:
+    """loss_of at temperature 1, in a form that compilers make vectors of."""
+    cdef double loss = spike * ((maximum - target_logit) + log_s)
+    return loss if spike != 0 else 0 * log_s
+
+
+cdef inline void write_targets(const Task *task, const Panel *panel, const Batch *batches,
+                               const uint64_t *outside) noexcept nogil:
+    """What distinguishes a row's gradient from its probabilities, but for rows out of reach."""
+    cdef Partial whole
+    cdef const Batch *batch
+    cdef double[16] at_max, step
+    cdef real *at_target
+    cdef char *out
+    cdef const int64_t *target
+    cdef int64_t ignored = task.ignore_index
+    cdef Py_ssize_t k, out_step = panel.out_step
+    cdef int v
+    for v in range(panel.vectors):
+        if outside[v] != 0:
+            continue
+        batch = &batches[v]
+        for k in range(VLEN):
+            whole.at_max = batch.at_max[k]
+            whole.count = batch.count[k]
+            whole.rest = batch.rest[k]
+            whole.low = batch.low[k]
+            step[k] = task.gradient_scale * batch.spike[k]
+            at_max[k] = -step[k] * (all_but_one(&whole) / whole_sum(&whole))
+        out = panel.out + v * (VLEN * sizeof(real))
+        target = task.target + panel.row + v * VLEN
+        for k in range(rows_of(panel, v)):
+            if target[k] == ignored:
+                continue
+            at_target = <real *>(out + target[k] * out_step) + k
+            at_target[0] = <real>(at_max[k] if batch.target_logit[k] == batch.max[k]
+                                  else at_target[0] - step[k])
+
+
+cdef void clear_ignored(int op, const Task *task, const Panel *panel,
+                        const uint64_t *outside) noexcept nogil:
+    """Zeros for the rows without a target, whatever is in them."""
+    cdef Py_ssize_t c, k, row
+    cdef int v
+    for v in range(panel.vectors):
+        for k in range(rows_of(panel, v)):
+            row = panel.row + v * VLEN + k
+            if task.target[row] != task.ignore_index:
+                continue
+            set_row_out(task, row, 0)
+            if op == CROSS_ENTROPY_WITH_GRAD and outside[v] == 0:
+                for c in range(panel.n):
+                    (<real *>(panel.out + c * panel.out_step))[v * VLEN + k] = 0
+
+
+cdef inline void short_panel(int op, const Task *task, const Panel *panel,
                              const PanelScratch *scratch, uint64_t *outside) noexcept nogil:
     """A panel of up to one block; `outside`: of each vector the lanes that are out of reach."""
     cdef Batch[WIDE] batches
@@ -117,6 +219,7 @@ cdef inline void short_panel(int op, const Panel *panel, real *row_out,
     cdef Last[WIDE] last
     cdef vec[WIDE] m
     cdef real *packed
+    cdef bint complete = True
     cdef int v
     set_view(&view, 1, 0)
     pack(panel, 0, panel.n, scratch.packed, m)
@@ -124,12 +227,18 @@ cdef inline void short_panel(int op, const Panel *panel, real *row_out,
         packed = scratch.packed + v * packed_at(BLOCK)
         outside[v] = out_of_reach(False, m[v], &view)
         sum_columns(kind_of(op), panel.n, packed, packed, m[v], &view, &batches[v])
-    set_last(op, panel.n > CHUNK, panel, batches, row_out, last)
-    if op != LOGSUMEXP:
+    if is_loss(op):
+        complete = take_targets(task, panel, batches)
+    set_last(op, task, panel, batches, last)
+    if has_elements(op):
         write_packed(op, panel, 0, panel.n, scratch.packed, last, outside)
+    if op == CROSS_ENTROPY_WITH_GRAD:
+        write_targets(task, panel, batches, outside)
+    if not complete:
+        clear_ignored(op, task, panel, outside)
 
 
-cdef inline bint long_panel(int op, const Panel *panel, real *row_out,
+cdef inline bint long_panel(int op, const Task *task, const Panel *panel,
                             const PanelScratch *scratch) noexcept nogil:
     """A panel of any length. False if a row is out of reach; x is then as it was."""
     cdef Batch[WIDE] batches
@@ -148,6 +257,7 @@ cdef inline bint long_panel(int op, const Panel *panel, real *row_out,
     cdef Factor whole_factor
     cdef uint64_t[WIDE] none
     cdef Py_ssize_t n = panel.n, begin, end, c, bits, index = 0
+    cdef bint complete = True
     cdef int v, k, depth = 0
     set_view(&view, 1, 0)
     for v in range(WIDE):
@@ -155,8 +265,10 @@ cdef inline bint long_panel(int op, const Panel *panel, real *row_out,
         running[v] = v_set1(<real>-INFINITY)
         last[v].high = v_set1(1)
         last[v].low = zero
-    if op == SOFTMAX and panel.out == panel.x and not panel_in_reach(panel):
+    if stores_exp(op) and panel.out == panel.x and not panel_in_reach(panel):
         return False
+    if is_loss(op):
+        complete = take_targets(task, panel, batches)
     for begin from 0 <= begin < n by BLOCK:
         end = min(n, begin + BLOCK)
         pack(panel, begin, end, scratch.packed, m)
@@ -179,8 +291,8 @@ cdef inline bint long_panel(int op, const Panel *panel, real *row_out,
                 level[v * VLEN + k].dot = level[v * VLEN + k].q = 0
                 exponents[v * VLEN + k] = HEADROOM - (batch.magic[k] - <double>MAGIC) / 8
                 level[v * VLEN + k].exponent = exponents[v * VLEN + k]
-        if op == SOFTMAX:
-            write_packed(SOFTMAX, panel, begin, end, scratch.packed, last, none)
+        if stores_exp(op):
+            write_packed(op, panel, begin, end, scratch.packed, last, none)
         exponents += WIDE * VLEN
         depth += 1
         bits = index
@@ -199,20 +311,23 @@ cdef inline bint long_panel(int op, const Panel *panel, real *row_out,
             batch.count[k] = joined.count
             batch.rest[k] = joined.rest
             batch.low[k] = joined.low
-    set_last(op, True, panel, batches, row_out, last)
-    if op == LOGSUMEXP:
+    set_last(op, task, panel, batches, last)
+    if not has_elements(op):
+        if not complete:
+            clear_ignored(op, task, panel, none)
         return True
     exponents = scratch.exponents
     for begin from 0 <= begin < n by BLOCK:
         end = min(n, begin + BLOCK)
-        if op == SOFTMAX:
+        if stores_exp(op):
             for v in range(panel.vectors):
                 batch = &batches[v]
                 for k in range(VLEN):
                     joined = scratch.stack[v * VLEN + k]
                     change = exponents[v * VLEN + k] - joined.exponent
                     split = DEEP_SPLIT if change < DEEP else 0
-                    whole_factor = divide(1, whole_sum(&joined))
+                    whole_factor = divide(numerator_of(op, task, batch, k),
+                                          whole_sum(&joined))
                     factor[k] = <real>power_of_two(change + split)
                     batch.high[k] = <real>(whole_factor.high * power_of_two(-split))
                     batch.low_factor[k] = <real>(whole_factor.low * power_of_two(-split))
@@ -221,13 +336,17 @@ cdef inline bint long_panel(int op, const Panel *panel, real *row_out,
                 last[v].low = v_load(batch.low_factor)
         for c in range(begin, end):
             source = panel.x + c * panel.x_step
-            if op == SOFTMAX:
+            if stores_exp(op):
                 source = panel.out + c * panel.out_step
             for v in range(panel.vectors):
                 value = panel_load(source, panel, v)
                 panel_store(panel.out + c * panel.out_step, panel, v,
                             last_value(op, False, False, True, value, zero, &last[v]))
         exponents += WIDE * VLEN
+    if op == CROSS_ENTROPY_WITH_GRAD:
+        write_targets(task, panel, batches, none)
+    if not complete:
+        clear_ignored(op, task, panel, none)
     return True
 
 
@@ -313,6 +432,10 @@ cdef inline int row_by_row(int op, const Task *task, Py_ssize_t begin,
         return log_softmax_rows(task, begin, end)
     if op == LOGSUMEXP:
         return logsumexp_rows(task, begin, end)
+    if op == CROSS_ENTROPY:
+        return cross_entropy_rows(task, begin, end)
+    if op == CROSS_ENTROPY_WITH_GRAD:
+        return cross_entropy_with_grad_rows(task, begin, end)
     if op == SOFTMAX_VJP:
         return softmax_vjp_rows(task, begin, end)
     return log_softmax_vjp_rows(task, begin, end)
@@ -329,7 +452,6 @@ cdef inline int run_panels(int op, const Task *task, Py_ssize_t begin,
     cdef PanelScratch scratch
     cdef uint64_t[WIDE] outside
     cdef char *memory
-    cdef real *row_out
     cdef int v, failed = 0
     # Four chunks to a block, which is what product_vector counts in.
     while (<Py_ssize_t>1 << levels) <= 8 * blocks:
@@ -357,20 +479,20 @@ cdef inline int run_panels(int op, const Task *task, Py_ssize_t begin,
         panel.last_count = count - (panel.vectors - 1) * VLEN
         panel.last = v_first(panel.last_count)
         panel.x = at(&task.x, outer, inner)
+        panel.row = row
         panel.out = NULL
-        if op != LOGSUMEXP:
+        if has_elements(op):
             panel.out = <char *>at(&task.out, outer, inner)
-        row_out = <real *>task.row_out + row if op == LOGSUMEXP else NULL
         if is_product(op):
             panel.y = at(&task.y, outer, inner)
             for v in range(<int>(count // VLEN)):
                 product_vector(op, &panel, v, scratch.stack)
             rest = count % VLEN
         elif task.n > BLOCK:
-            if not long_panel(op, &panel, row_out, &scratch):
+            if not long_panel(op, task, &panel, &scratch):
                 rest = count
         else:
-            short_panel(op, &panel, row_out, &scratch, outside)
+            short_panel(op, task, &panel, &scratch, outside)
             for v in range(panel.vectors):
                 if outside[v] != 0:
                     failed |= row_by_row(op, task, row + v * VLEN,
@@ -391,6 +513,14 @@ cdef int log_softmax_panels(const Task *task, Py_ssize_t begin, Py_ssize_t end) 
 
 cdef int logsumexp_panels(const Task *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
     return run_panels(LOGSUMEXP, task, begin, end)
+
+cdef int cross_entropy_panels(const Task *task, Py_ssize_t begin,
+                              Py_ssize_t end) noexcept nogil:
+    return run_panels(CROSS_ENTROPY, task, begin, end)
+
+cdef int cross_entropy_with_grad_panels(const Task *task, Py_ssize_t begin,
+                                        Py_ssize_t end) noexcept nogil:
+    return run_panels(CROSS_ENTROPY_WITH_GRAD, task, begin, end)
 
 cdef int softmax_vjp_panels(const Task *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
     return run_panels(SOFTMAX_VJP, task, begin, end)
