@@ -239,10 +239,6 @@ cdef inline bint plain(const Operand *operand, Py_ssize_t itemsize) noexcept nog
     return operand.data == NULL or operand.n == itemsize
 
 
-cdef inline bint is_loss(Operation op) noexcept nogil:
-    return op == CROSS_ENTROPY or op == CROSS_ENTROPY_WITH_GRAD
-
-
 cdef int run(Operation op, const Task *task, Py_ssize_t itemsize) noexcept nogil:
     """Choose how the task is cut: panels, shared rows, or rows."""
     cdef Table table = float32_table if itemsize == 4 else float64_table
@@ -250,13 +246,12 @@ cdef int run(Operation op, const Task *task, Py_ssize_t itemsize) noexcept nogil
     cdef int threads = threads_for(rows * task.n), failed = 0
     if threads > 1:
         mark_openmp_used()
-    if (table.panels[<int>op] != NULL and task.mask.data == NULL
-            and task.temperature_step == 0 and task.temperature[0] == 1
+    if (table.panels[<int>op] != NULL and task.temperature_step == 0
             and task.x.inner == itemsize and task.inner * itemsize >= 64
             and (task.out.data == NULL or task.out.inner == itemsize)
             and (task.y.data == NULL or task.y.inner == itemsize)
-            and task.n > 1 and (task.target != NULL or not is_loss(op))
-            and task.label_smoothing == 0):
+            and (task.mask.data == NULL or 0 <= task.mask.inner <= 1)
+            and task.n > 1):
         panels = (task.inner + table.panel_columns - 1) // table.panel_columns
         return over_range(table.panels[<int>op], task, task.outer * panels, threads)
     if (threads > 1 and rows < 2 * threads and task.n * itemsize >= 2 * PIECE_BYTES

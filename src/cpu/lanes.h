@@ -78,6 +78,17 @@ INLINE vmask v_not_less(vec a, vec b) { return COMPARE(a, b, _CMP_NLT_UQ); }
 INLINE vec v_where(vmask m, vec a, vec b) { return X(mask_blend)(m, b, a); }
 INLINE vec v_zero_unless(vmask m, vec a) { return X(maskz_mov)(m, a); }
 INLINE vec v_add_where(vmask m, vec a, vec b) { return X(mask_add)(a, m, a, b); }
+#if PYSOFTMAX_DOUBLE
+INLINE vmask v_true(const char *p) {
+    __m128i flags = _mm_loadl_epi64((const __m128i *)p);
+    return (vmask)_mm_test_epi8_mask(flags, flags);
+}
+#else
+INLINE vmask v_true(const char *p) {
+    __m128i flags = _mm_loadu_si128((const __m128i *)p);
+    return _mm_test_epi8_mask(flags, flags);
+}
+#endif
 INLINE uint64_t v_bits(vmask m) { return m; }
 INLINE int v_count(vmask m) { return __builtin_popcount(m); }
 
@@ -157,6 +168,17 @@ INLINE vmask v_first(Py_ssize_t count) {
     return EACH_MASK(CAST_TO_REAL(GREATER_BITS(n, COUNT_UP(0))),
                      CAST_TO_REAL(GREATER_BITS(n, COUNT_UP(HALF))));
 }
+INLINE half true_half(const char *p) {
+#if PYSOFTMAX_DOUBLE
+    int flags;
+    memcpy(&flags, p, sizeof flags);
+    __m256i wide = _mm256_cvtepu8_epi64(_mm_cvtsi32_si128(flags));
+#else
+    __m256i wide = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p));
+#endif
+    return CAST_TO_REAL(GREATER_BITS(wide, _mm256_setzero_si256()));
+}
+INLINE vmask v_true(const char *p) { return EACH_MASK(true_half(p), true_half(p + HALF)); }
 INLINE vec v_where(vmask m, vec x, vec y) {
     return EACH(X(blendv)(y.a, x.a, m.a), X(blendv)(y.b, x.b, m.b));
 }
@@ -289,6 +311,12 @@ INLINE vmask v_first(Py_ssize_t count) {
            < (bits)(count > VLEN ? VLEN : count);
 }
 #endif
+/* Where p, a bool for each lane, is true. */
+INLINE vmask v_true(const char *p) {
+    vmask m;
+    for (int i = 0; i < VLEN; i++) m[i] = -(p[i] != 0);
+    return m;
+}
 INLINE vec v_where(vmask m, vec x, vec y) { return as_real((as_bits(x) & m) | (as_bits(y) & ~m)); }
 INLINE vec v_zero_unless(vmask m, vec v) { return as_real(as_bits(v) & m); }
 INLINE vec v_load_first(const real *p, vmask m, vec other) {

@@ -11,6 +11,7 @@ cdef extern from "lanes.h" nogil:
     vec v_load(const real *p)
     void v_store(real *p, vec a)
     vmask v_first(Py_ssize_t count)
+    vmask v_true(const char *p)
     vec v_load_first(const real *p, vmask present, vec other)
     void v_store_first(real *p, Py_ssize_t count, vec a)
     vec v_add(vec a, vec b)

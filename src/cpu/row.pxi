@@ -588,17 +588,16 @@ cdef inline double spike_weight(const Task *task, Py_ssize_t row) noexcept nogil
     return weight * task.class_weight[task.target[row]] if task.class_weight != NULL else weight
 
 
+cdef inline real target_weight(const Task *task, Py_ssize_t c, double y) noexcept nogil:
+    """q of class c without its spike: w_c ((1 - smoothing) y + smoothing / n)."""
+    cdef double value = task.label_smoothing / task.n + (1 - task.label_smoothing) * y
+    return <real>(value * task.class_weight[c] if task.class_weight != NULL else value)
+
+
 cdef void fill_q(const Task *task, const real *y, real *q) noexcept nogil:
-    """q of one row without its spike: w_c ((1 - smoothing) y_c + smoothing / n)."""
-    cdef double uniform = task.label_smoothing / task.n, value
     cdef Py_ssize_t c
     for c in range(task.n):
-        value = uniform
-        if y != NULL:
-            value += (1 - task.label_smoothing) * y[c]
-        if task.class_weight != NULL:
-            value *= task.class_weight[c]
-        q[c] = <real>value
+        q[c] = target_weight(task, c, y[c] if y != NULL else 0)
 
 
 cdef void fill(real *out, Py_ssize_t n, double value) noexcept nogil:
@@ -752,7 +751,7 @@ cdef enum:
 cdef struct Batch:
     vec[16] lanes, low_lanes  # of every row, still to be joined
     real[16] max, at_max, magic, lowest, high, low_factor
-    double[16] count, rest, low, target_logit, spike
+    double[16] count, rest, low, dot, q, target_logit, spike, numerator
     double[16] log_s
 
 
@@ -847,15 +846,6 @@ cdef inline Py_ssize_t sum_batch(int op, bint general, int vectors, const Rows *
     return count
 
 
-cdef struct Columns:
-    # Columns of VLEN rows, a vector each; in bytes from one to the next, and what is between
-    # one lane row and the next besides.
-    const char *x
-    const char *y
-    real *e  # laid out like packed columns
-    Py_ssize_t x_step, y_step, x_gap
-
-
 cdef inline Py_ssize_t packed_at(Py_ssize_t c) noexcept nogil:
     """Where column c of a block is packed: with a gap after every lane row.
 
@@ -865,28 +855,33 @@ cdef inline Py_ssize_t packed_at(Py_ssize_t c) noexcept nogil:
     return (c + c // LANES) * VLEN
 
 
-cdef inline void add_column(int kind, const Columns *columns, Py_ssize_t c,
-                            const Scale *scale, vec maximum, vec *rest, vec *low,
-                            vec *others) noexcept nogil:
-    """Take column c of every row into sums."""
-    cdef vec x = rest[0], term, before = rest[0]
+cdef inline void add_column(int kind, bint general, bint dense, const real *x, const real *y,
+                            real *e, Py_ssize_t place, const Scale *scale, vec maximum, vec *rest,
+                            vec *low, vec *dot, vec *q, vec *others) noexcept nogil:
+    """Take the column packed at `place` into every row's sums; y as in add_element."""
+    cdef vec xv = maximum, yv, term, before = rest[0]
     cdef vmask other
     if kind != PLAIN:
-        x = v_load(<const real *>(columns.x + c * columns.x_step + c // LANES * columns.x_gap))
+        xv = v_load(x + place)
     if kind == PRODUCT:
-        rest[0] = v_fma(x, v_load(<const real *>(columns.y + c * columns.y_step)), before)
+        dot[0] = v_fma(xv, v_load(y + place), dot[0])
         return
     if kind == PLAIN:
-        rest[0] = v_add(v_load(<const real *>(columns.y + c * columns.y_step)), before)
+        dot[0] = v_add(v_load(y + place), dot[0])
         return
-    term = exp_scaled(False, x, scale)
+    term = exp_scaled(general, xv, scale)
     if kind == EXP_STORED:
-        v_store(columns.e + packed_at(c), term)
-    other = v_ne(x, maximum)
+        v_store(e + place, term)
+    other = v_ne(xv, maximum)
     rest[0] = v_add_where(other, before, term)
     if SPLITS:
         low[0] = v_add_where(other, low[0], v_sub(term, v_sub(rest[0], before)))
     others[0] = v_add_where(other, others[0], v_set1(1))
+    if dense:
+        yv = v_load(y + place)
+        dot[0] = v_add(dot[0], v_zero_unless(v_ne(yv, v_set1(0)),
+                                             v_mul(yv, v_sub(maximum, xv))))
+        q[0] = v_add(q[0], yv)
 
 
 cdef inline vec add_quarter(const vec *a, Py_ssize_t n) noexcept nogil:
@@ -901,53 +896,81 @@ cdef inline vec add_quarter(const vec *a, Py_ssize_t n) noexcept nogil:
                  v_add(v_add(b[1], b[5]), v_add(b[3], b[7])))
 
 
-cdef inline void sum_chunk_columns(int kind, const Columns *columns, Py_ssize_t n,
-                                   const Scale *scale, vec maximum,
-                                   LaneSums *result) noexcept nogil:
+cdef inline void add_groups(int kind, bint general, bint dense, int used, const real *x,
+                            const real *y, real *e, Py_ssize_t n, const Scale *scale,
+                            vec maximum, vec *rest, vec *low, vec *dot, vec *q,
+                            vec *others) noexcept nogil:
+    """For each of a quarter of the lanes columns c, c + LANES / 4, ...
+
+    used: how many these are at most, or 4 for any number.
+    """
+    cdef vec zero = v_set1(0), start = v_set1(SPLITTER)
+    cdef vec[4] r, l, d, w
+    cdef Py_ssize_t first, c, place, quarter = LANES // 4
+    cdef int p
+    for first in range(n if used == 1 else quarter):
+        for p in range(used):
+            r[p] = start
+            l[p] = d[p] = w[p] = zero
+        c = first
+        place = first * VLEN  # packed_at(c)
+        if used < 4:
+            for p in range(used):
+                if p < used - 1 or c + p * quarter < n:
+                    add_column(kind, general, dense, x, y, e, place + p * quarter * VLEN, scale,
+                               maximum, &r[p], &l[p], &d[p], &w[p], others)
+        else:
+            while c + 3 * quarter < n:
+                for p in range(4):
+                    add_column(kind, general, dense, x, y, e, place + p * quarter * VLEN, scale,
+                               maximum, &r[p], &l[p], &d[p], &w[p], others)
+                c += LANES
+                place += (LANES + 1) * VLEN
+            for p in range(3):
+                if c + p * quarter < n:
+                    add_column(kind, general, dense, x, y, e, place + p * quarter * VLEN, scale,
+                               maximum, &r[p], &l[p], &d[p], &w[p], others)
+        if kind == EXP_STORED or kind == EXP_SUMMED:
+            for p in range(used):
+                r[p] = v_sub(r[p], start)
+            rest[first] = in_order(used, r)
+            if SPLITS:
+                low[first] = in_order(used, l)
+        if dense or kind == PRODUCT or kind == PLAIN:
+            dot[first] = in_order(used, d)
+        if dense:
+            q[first] = in_order(used, w)
+
+
+cdef inline void sum_chunk_columns(int kind, bint general, bint dense, const real *x,
+                                   const real *y, real *e, Py_ssize_t n, const Scale *scale,
+                                   vec maximum, LaneSums *result) noexcept nogil:
     """sum_lanes of VLEN rows, a lane a row; what it adds up are the rows' sums, not lanes.
 
     The tree over the lanes of the contract (64, or 32) begins with those that are a quarter
     of them apart.
     """
     cdef vec zero = v_set1(0), others = zero
-    cdef vec start = v_set1(SPLITTER) if kind == EXP_STORED or kind == EXP_SUMMED else zero
-    cdef vec[4] rest, low
-    cdef vec[16] group, low_group
-    cdef Py_ssize_t c, first, quarter = LANES // 4
-    cdef int p
+    cdef vec[16] rest, low, dot, q
+    cdef Py_ssize_t first, quarter = LANES // 4
+    for first in range(min(n, quarter), 8 if n <= 8 else 16):
+        rest[first] = low[first] = dot[first] = q[first] = zero
     if n <= quarter:
-        for first in range(8 if n <= 8 else 16):
-            group[first] = zero
-            if SPLITS:
-                low_group[first] = zero
-        for c in range(n):
-            rest[0] = start
-            add_column(kind, columns, c, scale, maximum, rest, &low_group[c], &others)
-            group[c] = v_sub(rest[0], start)
+        add_groups(kind, general, dense, 1, x, y, e, n, scale, maximum, rest, low, dot, q, &others)
+    elif n <= 2 * quarter:
+        add_groups(kind, general, dense, 2, x, y, e, n, scale, maximum, rest, low, dot, q, &others)
+    elif n <= 3 * quarter:
+        add_groups(kind, general, dense, 3, x, y, e, n, scale, maximum, rest, low, dot, q, &others)
     else:
-        for first in range(quarter):
-            for p in range(4):
-                rest[p] = start
-                low[p] = zero
-            c = first
-            while c + 3 * quarter < n:
-                for p in range(4):
-                    add_column(kind, columns, c + p * quarter, scale, maximum,
-                               &rest[p], &low[p], &others)
-                c += LANES
-            for p in range(3):
-                if c + p * quarter < n:
-                    add_column(kind, columns, c + p * quarter, scale, maximum,
-                               &rest[p], &low[p], &others)
-            for p in range(4):
-                rest[p] = v_sub(rest[p], start)
-            group[first] = in_order(4, rest)
-            if SPLITS:
-                low_group[first] = in_order(4, low)
-    result.rest = result.dot = add_quarter(group, min(n, quarter))
-    if SPLITS:
-        result.low = add_quarter(low_group, min(n, quarter))
-    v_store(result.lane_others, others)
+        add_groups(kind, general, dense, 4, x, y, e, n, scale, maximum, rest, low, dot, q, &others)
+    n = min(n, quarter)
+    if kind == EXP_STORED or kind == EXP_SUMMED:
+        result.rest = add_quarter(rest, n)
+        result.low = add_quarter(low, n) if SPLITS else zero
+        v_store(result.lane_others, others)
+    if dense or kind == PRODUCT or kind == PLAIN:
+        result.dot = add_quarter(dot, n)
+        result.q = add_quarter(q, n) if dense else zero
 
 
 cdef inline vec add_few(const vec *a, int n) noexcept nogil:
@@ -989,98 +1012,111 @@ cdef inline void sum_few_columns(int kind, int n, const real *x, real *e, const 
     v_store(result.lane_others, others)
 
 
-cdef inline void sum_columns_as(int kind, int few, Py_ssize_t n, const real *x, real *e, vec m,
-                                const View *view, Batch *batch) noexcept nogil:
+cdef inline void spread(vec a, double *numbers) noexcept nogil:
+    cdef real[16] lanes
+    cdef Py_ssize_t k
+    v_store(lanes, a)
+    for k in range(VLEN):
+        numbers[k] = lanes[k]
+
+
+cdef inline void sum_columns_as(int kind, bint general, bint dense, int few, Py_ssize_t n,
+                                const real *x, const real *y, real *e, vec m, const View *view,
+                                Batch *batch) noexcept nogil:
     """few: n as a constant if it is so small; else 0."""
     cdef LaneSums sums
     cdef Scale scale
     cdef Partial[4] part
-    cdef double[64] rest, low
-    cdef real[16] number
+    cdef double[64] rest, low, dot, q
     cdef Py_ssize_t c, k, chunk, chunks = (n + CHUNK - 1) // CHUNK
-    cdef Columns columns
-    scale_lanes(False, m, view, &scale)
-    columns.x_step = VLEN * sizeof(real)
-    columns.x_gap = VLEN * sizeof(real)
+    scale_lanes(general, m, view, &scale)
     v_store(batch.max, m)
     v_store(batch.magic, scale.magic)
     if few == 0:
-        sums.at_max = exp_scaled(False, m, &scale)
+        sums.at_max = exp_scaled(general, m, &scale)
     if few > 0 or chunks == 1:
         if few > 0:
             sum_few_columns(kind, few, x, e, &scale, m, &sums)
         else:
-            columns.x = <const char *>x
-            columns.e = e
-            sum_chunk_columns(kind, &columns, n, &scale, m, &sums)
+            sum_chunk_columns(kind, general, dense, x, y, e, n, &scale, m, &sums)
         v_store(batch.at_max, sums.at_max)
-        v_store(number, sums.rest)
         for k in range(VLEN):
-            batch.rest[k] = number[k]
             batch.count[k] = n - sums.lane_others[k]
-        if SPLITS:
-            v_store(number, sums.low)
+        spread(sums.rest, batch.rest)
+        spread(sums.low if SPLITS else v_set1(0), batch.low)
+        if dense:
+            spread(sums.dot, batch.dot)
+            spread(sums.q, batch.q)
+    else:
+        v_store(batch.at_max, sums.at_max)
         for k in range(VLEN):
-            batch.low[k] = number[k] if SPLITS else 0
-        return
-    v_store(batch.at_max, sums.at_max)
-    for k in range(VLEN):
-        batch.count[k] = n
-    for chunk in range(chunks):
-        c = chunk * CHUNK
-        columns.x = <const char *>(x + packed_at(c))
-        columns.e = e + packed_at(c)
-        sum_chunk_columns(kind, &columns, min(n - c, CHUNK), &scale, m, &sums)
-        v_store(number, sums.rest)
+            batch.count[k] = n
+        for chunk in range(chunks):
+            c = chunk * CHUNK
+            sum_chunk_columns(kind, general, dense, x + packed_at(c),
+                              y + packed_at(c) if dense else NULL, e + packed_at(c),
+                              min(n - c, CHUNK), &scale, m, &sums)
+            for k in range(VLEN):
+                batch.count[k] -= sums.lane_others[k]
+            spread(sums.rest, rest + chunk * VLEN)
+            spread(sums.low, low + chunk * VLEN)
+            if dense:
+                spread(sums.dot, dot + chunk * VLEN)
+                spread(sums.q, q + chunk * VLEN)
+        for k in range(chunks * VLEN, 4 * VLEN):
+            rest[k] = low[k] = dot[k] = q[k] = 0
         for k in range(VLEN):
-            rest[chunk * VLEN + k] = number[k]
-            batch.count[k] -= sums.lane_others[k]
-        if SPLITS:
-            v_store(number, sums.low)
+            for c in range(4):
+                part[c].rest = rest[c * VLEN + k]
+                part[c].low = low[c * VLEN + k]
+            add_four_exactly(part)
+            batch.rest[k] = part[0].rest
+            batch.low[k] = part[0].low
+            if dense:
+                batch.dot[k] = (dot[k] + dot[VLEN + k]) + (dot[2 * VLEN + k] + dot[3 * VLEN + k])
+                batch.q[k] = (q[k] + q[VLEN + k]) + (q[2 * VLEN + k] + q[3 * VLEN + k])
+    if dense:
         for k in range(VLEN):
-            low[chunk * VLEN + k] = number[k] if SPLITS else 0
-    for k in range(chunks * VLEN, 4 * VLEN):
-        rest[k] = 0
-        low[k] = 0
-    for k in range(VLEN):
-        for c in range(4):
-            part[c].rest = rest[c * VLEN + k]
-            part[c].low = low[c * VLEN + k]
-        add_four_exactly(part)
-        batch.rest[k] = part[0].rest
-        batch.low[k] = part[0].low
+            if batch.max[k] == -INFINITY:
+                batch.dot[k] = INFINITY if batch.q[k] > 0 else 0
 
 
-cdef void sum_columns(Kind kind, Py_ssize_t n, const real *x, real *e, vec m, const View *view,
-                      Batch *batch) noexcept nogil:
+cdef void sum_columns(Kind kind, bint dense, Py_ssize_t n, const real *x, const real *y,
+                      real *e, vec m, const View *view, Batch *batch) noexcept nogil:
     """sum_batch of VLEN rows of up to a block, whose columns x are packed.
 
     m: the rows' maxima. e, the exponentials if they are stored, may be x.
     """
     if kind == EXP_STORED:
-        sum_columns_of(EXP_STORED, n, x, e, m, view, batch)
+        sum_columns_of(EXP_STORED, dense, n, x, y, e, m, view, batch)
     else:
-        sum_columns_of(EXP_SUMMED, n, x, e, m, view, batch)
+        sum_columns_of(EXP_SUMMED, dense, n, x, y, e, m, view, batch)
 
 
-cdef inline void sum_columns_of(int kind, Py_ssize_t n, const real *x, real *e, vec m,
-                                    const View *view, Batch *batch) noexcept nogil:
-    if n == 2:
-        sum_columns_as(kind, 2, n, x, e, m, view, batch)
+cdef inline void sum_columns_of(int kind, bint dense, Py_ssize_t n, const real *x, const real *y,
+                                real *e, vec m, const View *view, Batch *batch) noexcept nogil:
+    if dense and view.general:
+        sum_columns_as(kind, True, True, 0, n, x, y, e, m, view, batch)
+    elif dense:
+        sum_columns_as(kind, False, True, 0, n, x, y, e, m, view, batch)
+    elif view.general:
+        sum_columns_as(kind, True, False, 0, n, x, y, e, m, view, batch)
+    elif n == 2:
+        sum_columns_as(kind, False, False, 2, n, x, y, e, m, view, batch)
     elif n == 3:
-        sum_columns_as(kind, 3, n, x, e, m, view, batch)
+        sum_columns_as(kind, False, False, 3, n, x, y, e, m, view, batch)
     elif n == 4:
-        sum_columns_as(kind, 4, n, x, e, m, view, batch)
+        sum_columns_as(kind, False, False, 4, n, x, y, e, m, view, batch)
     elif n == 5:
-        sum_columns_as(kind, 5, n, x, e, m, view, batch)
+        sum_columns_as(kind, False, False, 5, n, x, y, e, m, view, batch)
     elif n == 6:
-        sum_columns_as(kind, 6, n, x, e, m, view, batch)
+        sum_columns_as(kind, False, False, 6, n, x, y, e, m, view, batch)
     elif n == 7:
-        sum_columns_as(kind, 7, n, x, e, m, view, batch)
+        sum_columns_as(kind, False, False, 7, n, x, y, e, m, view, batch)
     elif n == 8:
-        sum_columns_as(kind, 8, n, x, e, m, view, batch)
+        sum_columns_as(kind, False, False, 8, n, x, y, e, m, view, batch)
     else:
-        sum_columns_as(kind, 0, n, x, e, m, view, batch)
+        sum_columns_as(kind, False, False, 0, n, x, y, e, m, view, batch)
 
 
 cdef inline Py_ssize_t sum_few(int op, const Rows *rows, Py_ssize_t n, Py_ssize_t start,
@@ -1102,7 +1138,7 @@ cdef inline Py_ssize_t sum_few(int op, const Rows *rows, Py_ssize_t n, Py_ssize_
     for c in range(n):
         m = v_max(v_load(columns + c * VLEN), m)
     outside = out_of_reach(False, m, view)
-    sum_columns(kind_of(op), n, columns, e, m, view, batch)
+    sum_columns(kind_of(op), False, n, columns, NULL, e, m, view, batch)
     return first_bit(outside) if outside != 0 else count
 
 

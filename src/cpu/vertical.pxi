@@ -1,5 +1,4 @@
-# softmax, log_softmax, logsumexp, the losses of class labels and the vjps along another axis
-# than the last.
+# Operations along another axis than the last.
 #
 # Mathematics, precision and the order of additions are those of row.pxi; here a lane is
 # one row, so nothing is ever added across lanes. A panel is four vectors of neighbouring
@@ -8,24 +7,28 @@
 # Passes over a block: its columns are packed next to each other (a stride of a power of two
 # would put them all into the same few sets of the cache), then everything is done there, and
 # the result goes to `out`. Rows of up to one block: one read, one write. Longer: exponentials
-# go to `out`, to be scaled in a last sweep. Rows out of reach go through row.pxi, and so do
-# losses with a target weight for every class.
+# go to `out`, to be scaled in a last sweep; the vjps read once more. Rows out of reach go
+# through row.pxi.
 
 cdef enum:
     WIDE = 4  # vectors in a panel
 
 cdef struct Panel:
     const char *x
-    const char *y
-    char *out
-    Py_ssize_t n, x_step, y_step, out_step
+    const char *y     # or NULL
+    const char *keep  # the mask, or NULL
+    char *out         # or NULL
+    Py_ssize_t n, x_step, y_step, keep_step, keep_inner, out_step
     Py_ssize_t row  # number of its first row in the task
     int vectors     # with rows in them
     Py_ssize_t last_count  # rows in the last of them
     vmask last             # its lanes that are
+    bint dense             # whether every class has a target weight q of its own
 
 cdef struct PanelScratch:
     real *packed       # a block of columns for each vector
+    real *packed_y     # likewise of y, or of q; of a q that all rows share only once
+    Py_ssize_t y_next  # from one vector's to the next
     double *exponents  # K of each row, block by block
     Partial *stack     # WIDE * VLEN to a level of the tree over blocks
 
@@ -48,38 +51,114 @@ cdef inline void panel_store(char *p, const Panel *panel, int v, vec value) noex
         v_store_first(target, panel.last_count, value)
 
 
+cdef inline vmask kept(const Panel *panel, Py_ssize_t c, int v) noexcept nogil:
+    """Where the mask is true in column c."""
+    cdef const char *keep = panel.keep + c * panel.keep_step
+    cdef char[16] some
+    cdef Py_ssize_t k
+    if panel.keep_inner == 0:
+        return v_first(VLEN if keep[0] else 0)
+    if v < panel.vectors - 1:
+        return v_true(keep + v * VLEN)
+    for k in range(VLEN):
+        some[k] = keep[v * VLEN + k] if k < panel.last_count else 1
+    return v_true(some)
+
+
 cdef void pack(const Panel *panel, Py_ssize_t begin, Py_ssize_t end, real *packed,
                vec *maximum) noexcept nogil:
     """Columns [begin, end) of each vector, one after the other, and their maxima."""
+    if panel.keep != NULL:
+        pack_as(True, panel, begin, end, packed, maximum)
+    else:
+        pack_as(False, panel, begin, end, packed, maximum)
+
+
+cdef inline void pack_as(bint masked, const Panel *panel, Py_ssize_t begin, Py_ssize_t end,
+                         real *packed, vec *maximum) noexcept nogil:
     cdef vec[WIDE] m
-    cdef vec xv
+    cdef vec xv, lowest = v_set1(<real>-INFINITY)
     cdef Py_ssize_t c
     cdef int v
     for v in range(WIDE):
-        m[v] = v_set1(<real>-INFINITY)
+        m[v] = lowest
     for c in range(begin, end):
         for v in range(WIDE):
             if v < panel.vectors:
                 xv = panel_load(panel.x + c * panel.x_step, panel, v)
+                if masked:
+                    xv = v_where(kept(panel, c, v), xv, lowest)
                 m[v] = v_max(xv, m[v])
                 v_store(packed + v * packed_at(BLOCK) + packed_at(c - begin), xv)
     for v in range(WIDE):
         maximum[v] = m[v]
 
 
-cdef inline void write_packed(int op, const Panel *panel, Py_ssize_t begin, Py_ssize_t end,
-                              const real *packed, const Last *last,
-                              const uint64_t *outside) noexcept nogil:
+cdef void pack_plainly(const Panel *panel, const char *column, Py_ssize_t step,
+                       Py_ssize_t columns, real *packed) noexcept nogil:
+    """pack without a mask or maxima."""
+    cdef Py_ssize_t c
+    cdef int v
+    for c in range(columns):
+        for v in range(WIDE):
+            if v < panel.vectors:
+                v_store(packed + v * packed_at(BLOCK) + packed_at(c),
+                        panel_load(column + c * step, panel, v))
+
+
+cdef void pack_q(const Task *task, const Panel *panel, Py_ssize_t begin, Py_ssize_t end,
+                 const PanelScratch *scratch) noexcept nogil:
+    """Target weights of columns [begin, end), without what sits at the target class alone."""
+    cdef real *q
+    cdef Py_ssize_t c, k
+    cdef int v
+    if task.target != NULL:
+        for c in range(begin, end):
+            v_store(scratch.packed_y + packed_at(c - begin), v_set1(target_weight(task, c, 0)))
+        return
+    pack_plainly(panel, panel.y + begin * panel.y_step, panel.y_step, end - begin,
+                 scratch.packed_y)
+    if task.class_weight == NULL and task.label_smoothing == 0:
+        return
+    for v in range(panel.vectors):
+        for c in range(begin, end):
+            q = scratch.packed_y + v * scratch.y_next + packed_at(c - begin)
+            for k in range(VLEN):
+                q[k] = target_weight(task, c, q[k])
+
+
+cdef inline void write_packed(int op, bint general, bint dense, const Panel *panel,
+                              Py_ssize_t begin, Py_ssize_t end, const PanelScratch *scratch,
+                              const Last *last, const uint64_t *outside) noexcept nogil:
     """last_value of what is packed, to `out`, but for vectors with rows out of reach."""
-    cdef vec zero = v_set1(0), value
+    if (op == SOFTMAX or op == LOG_SOFTMAX) and panel.keep != NULL:
+        write_packed_as(op, general, dense, True, panel, begin, end, scratch, last, outside)
+    else:
+        write_packed_as(op, general, dense, False, panel, begin, end, scratch, last, outside)
+
+
+cdef inline void write_packed_as(int op, bint general, bint dense, bint masked,
+                                 const Panel *panel, Py_ssize_t begin, Py_ssize_t end,
+                                 const PanelScratch *scratch, const Last *last,
+                                 const uint64_t *outside) noexcept nogil:
+    # Here, because compilers take vectors' stores for writes to any structure.
+    cdef const real *packed = scratch.packed
+    cdef const real *packed_y = scratch.packed_y
+    cdef Py_ssize_t y_next = scratch.y_next
+    cdef vec zero = v_set1(0), value, yv = zero
+    cdef vec hidden = zero if op == SOFTMAX else v_set1(<real>-INFINITY)
     cdef Py_ssize_t c
     cdef int v
     for c in range(begin, end):
         for v in range(panel.vectors):
             if outside[v] == 0:
                 value = v_load(packed + v * packed_at(BLOCK) + packed_at(c - begin))
-                panel_store(panel.out + c * panel.out_step, panel, v,
-                            last_value(op, False, False, False, value, zero, &last[v]))
+                if dense or is_product(op):
+                    yv = v_load(packed_y + v * y_next + packed_at(c - begin))
+                value = last_value(op, general, dense, False, value, yv, &last[v])
+                if masked:
+                    value = v_where(kept(panel, c, v), value, hidden)
+                panel_store(panel.out + c * panel.out_step, panel, v, value)
 
 
 cdef inline bint take_targets(const Task *task, const Panel *panel, Batch *batches) noexcept nogil:
@@ -88,47 +167,54 @@ cdef inline bint take_targets(const Task *task, const Panel *panel, Batch *batch
     cdef const int64_t *target
     cdef const double *weight = task.class_weight
     cdef int64_t ignored = task.ignore_index
+    cdef double share = 1 - task.label_smoothing
     cdef Batch *batch
     cdef Py_ssize_t k, step = panel.x_step
     cdef bint complete = True
     cdef int v
     for v in range(panel.vectors):
         x = panel.x + v * (VLEN * sizeof(real))
-        target = task.target + panel.row + v * VLEN
         batch = &batches[v]
         for k in range(VLEN):
-            batch.target_logit[k] = batch.spike[k] = 0
+            batch.target_logit[k] = batch.spike[k] = batch.dot[k] = batch.q[k] = 0
+        if task.target == NULL:
+            continue
+        target = task.target + panel.row + v * VLEN
         for k in range(rows_of(panel, v)):
             if target[k] == ignored:
                 complete = False
                 continue
             batch.target_logit[k] = (<const real *>(x + target[k] * step))[k]
-            batch.spike[k] = weight[target[k]] if weight != NULL else 1
+            batch.spike[k] = share * weight[target[k]] if weight != NULL else share
     return complete
 
 
-cdef inline double numerator_of(int op, const Task *task, const Batch *batch,
-                                Py_ssize_t k) noexcept nogil:
-    """What a row's exponentials are multiplied by, but for 1 / S."""
-    return task.gradient_scale * batch.spike[k] if op == CROSS_ENTROPY_WITH_GRAD else 1
-
-
-cdef inline void set_last(int op, const Task *task, const Panel *panel,
+cdef inline void set_last(int op, const Task *task, const Panel *panel, const View *view,
                           Batch *batches, Last *last) noexcept nogil:
     """What follows from the sums of every vector of rows; a row's value, if it has one."""
-    cdef double[16] numerator
+    cdef double gradient = 1
     cdef double[WIDE * 16] log_s, unit
     cdef real[16] values
     cdef Batch *batch
     cdef Py_ssize_t k
     cdef int v
-    if stores_exp(op):
-        for v in range(panel.vectors):
+    if op == CROSS_ENTROPY_WITH_GRAD:
+        gradient = task.gradient_scale / view.temperature
+    for v in range(panel.vectors):
+        batch = &batches[v]
+        last[v].beta_high = v_set1(<real>view.beta_high)
+        last[v].beta_low = v_set1(<real>view.beta_low)
+        last[v].m = v_load(batch.max)
+        if stores_exp(op):
             for k in range(VLEN):
-                numerator[k] = numerator_of(op, task, &batches[v], k)
-            take_factors(True, numerator, VLEN, &batches[v])
-            last[v].high = v_load(batches[v].high)
-            last[v].low = v_load(batches[v].low_factor)
+                batch.numerator[k] = 1
+            if op == CROSS_ENTROPY_WITH_GRAD:
+                last[v].m = v_set1(<real>-gradient)
+                for k in range(VLEN):
+                    batch.numerator[k] = gradient * (batch.q[k] + batch.spike[k])
+            take_factors(True, batch.numerator, VLEN, batch)
+            last[v].high = v_load(batch.high)
+            last[v].low = v_load(batch.low_factor)
     if not needs_log(op):
         return
     for v in range(panel.vectors):
@@ -140,7 +226,9 @@ cdef inline void set_last(int op, const Task *task, const Panel *panel,
     log1p_of_ratios(log_s, unit, panel.vectors * VLEN)
     for v in range(panel.vectors):
         batch = &batches[v]
-        if is_loss(op):
+        if is_loss(op) and (panel.dense or view.general):
+            set_losses(view.temperature, &log_s[v * VLEN], batch, values)
+        elif is_loss(op):
             for k in range(VLEN):
                 values[k] = <real>spike_loss(batch.max[k], batch.target_logit[k],
                                              batch.spike[k], log_s[v * VLEN + k])
@@ -148,32 +236,47 @@ cdef inline void set_last(int op, const Task *task, const Panel *panel,
             for k in range(VLEN):
                 values[k] = <real>(log_s[v * VLEN + k]
                                    + (batch.max[k] if op == LOGSUMEXP else 0))
-        last[v].m = v_load(batch.max)
         if op == LOG_SOFTMAX:
             last[v].high = v_load(values)
         else:
             panel_store(<char *>(<real *>task.row_out + panel.row), panel, v, v_load(values))
 
 
+cdef void set_losses(double temperature, const double *log_s, const Batch *batch,
+                     real *losses) noexcept nogil:
+    cdef Partial whole
+    cdef Py_ssize_t k
+    for k in range(VLEN):
+        whole.max = batch.max[k]
+        whole.dot = batch.dot[k]
+        whole.q = batch.q[k]
+        losses[k] = <real>loss_of(temperature, batch.target_logit[k], batch.spike[k], log_s[k],
+                                  &whole)
+
+
 cdef inline double spike_loss(double maximum, double target_logit, double spike,
                               double log_s) noexcept nogil:
-    """loss_of at temperature 1, in a form that compilers make vectors of."""
+    """loss_of at temperature 1 and without other weights, for compilers to make vectors of."""
     cdef double loss = spike * ((maximum - target_logit) + log_s)
     return loss if spike != 0 else 0 * log_s
 
 
-cdef inline void write_targets(const Task *task, const Panel *panel, const Batch *batches,
-                               const uint64_t *outside) noexcept nogil:
-    """What distinguishes a row's gradient from its probabilities, but for rows out of reach."""
+cdef inline void write_targets(const Task *task, const Panel *panel, const View *view,
+                               const Batch *batches, const uint64_t *outside) noexcept nogil:
+    """target_gradient, but for rows out of reach."""
     cdef Partial whole
     cdef const Batch *batch
+    cdef double gradient = task.gradient_scale / view.temperature
     cdef double[16] at_max, step
     cdef real *at_target
     cdef char *out
     cdef const int64_t *target
     cdef int64_t ignored = task.ignore_index
     cdef Py_ssize_t k, out_step = panel.out_step
+    cdef bint dense = panel.dense
     cdef int v
+    if task.target == NULL:
+        return
     for v in range(panel.vectors):
         if outside[v] != 0:
             continue
@@ -183,7 +286,7 @@ cdef inline void write_targets(const Task *task, const Panel *panel, const Batch
             whole.count = batch.count[k]
             whole.rest = batch.rest[k]
             whole.low = batch.low[k]
-            step[k] = task.gradient_scale * batch.spike[k]
+            step[k] = gradient * batch.spike[k]
             at_max[k] = -step[k] * (all_but_one(&whole) / whole_sum(&whole))
         out = panel.out + v * (VLEN * sizeof(real))
         target = task.target + panel.row + v * VLEN
@@ -191,8 +294,9 @@ cdef inline void write_targets(const Task *task, const Panel *panel, const Batch
             if target[k] == ignored:
                 continue
             at_target = <real *>(out + target[k] * out_step) + k
-            at_target[0] = <real>(at_max[k] if batch.target_logit[k] == batch.max[k]
-                                  else at_target[0] - step[k])
+            at_target[0] = <real>(
+                at_max[k] if batch.target_logit[k] == batch.max[k] and not dense
+                else at_target[0] - step[k])
 
 
 cdef void clear_ignored(int op, const Task *task, const Panel *panel,
@@ -211,39 +315,51 @@ cdef void clear_ignored(int op, const Task *task, const Panel *panel,
                     (<real *>(panel.out + c * panel.out_step))[v * VLEN + k] = 0
 
 
-cdef inline void short_panel(int op, const Task *task, const Panel *panel,
+cdef inline void finish_losses(int op, const Task *task, const Panel *panel, const View *view,
+                               bint complete, const Batch *batches,
+                               const uint64_t *outside) noexcept nogil:
+    """What distinguishes gradients from probabilities, and ignored rows from others."""
+    if op == CROSS_ENTROPY_WITH_GRAD:
+        write_targets(task, panel, view, batches, outside)
+    if not complete:
+        clear_ignored(op, task, panel, outside)
+
+
+cdef inline void short_panel(int op, const Task *task, const Panel *panel, const View *view,
                              const PanelScratch *scratch, uint64_t *outside) noexcept nogil:
     """A panel of up to one block; `outside`: of each vector the lanes that are out of reach."""
     cdef Batch[WIDE] batches
-    cdef View view
     cdef Last[WIDE] last
     cdef vec[WIDE] m
     cdef real *packed
     cdef bint complete = True
     cdef int v
-    set_view(&view, 1, 0)
     pack(panel, 0, panel.n, scratch.packed, m)
-    for v in range(panel.vectors):
-        packed = scratch.packed + v * packed_at(BLOCK)
-        outside[v] = out_of_reach(False, m[v], &view)
-        sum_columns(kind_of(op), panel.n, packed, packed, m[v], &view, &batches[v])
+    if panel.dense and task.target == NULL:
+        pack_q(task, panel, 0, panel.n, scratch)
     if is_loss(op):
         complete = take_targets(task, panel, batches)
-    set_last(op, task, panel, batches, last)
-    if has_elements(op):
-        write_packed(op, panel, 0, panel.n, scratch.packed, last, outside)
-    if op == CROSS_ENTROPY_WITH_GRAD:
-        write_targets(task, panel, batches, outside)
-    if not complete:
-        clear_ignored(op, task, panel, outside)
+    for v in range(panel.vectors):
+        packed = scratch.packed + v * packed_at(BLOCK)
+        outside[v] = out_of_reach(view.general, m[v], view)
+        sum_columns(kind_of(op), panel.dense, panel.n, packed,
+                    scratch.packed_y + v * scratch.y_next, packed, m[v], view, &batches[v])
+    set_last(op, task, panel, view, batches, last)
+    if op == LOG_SOFTMAX and view.general:
+        write_packed(op, True, False, panel, 0, panel.n, scratch, last, outside)
+    elif op == CROSS_ENTROPY_WITH_GRAD and panel.dense:
+        write_packed(op, False, True, panel, 0, panel.n, scratch, last, outside)
+    elif has_elements(op):
+        write_packed(op, False, False, panel, 0, panel.n, scratch, last, outside)
+    if is_loss(op):
+        finish_losses(op, task, panel, view, complete, batches, outside)
 
 
-cdef inline bint long_panel(int op, const Task *task, const Panel *panel,
+cdef inline bint long_panel(int op, const Task *task, const Panel *panel, const View *view,
                             const PanelScratch *scratch) noexcept nogil:
     """A panel of any length. False if a row is out of reach; x is then as it was."""
     cdef Batch[WIDE] batches
     cdef Batch *batch
-    cdef View view
     cdef Last[WIDE] last
     cdef Partial joined
     cdef Partial *level
@@ -253,25 +369,25 @@ cdef inline bint long_panel(int op, const Task *task, const Panel *panel,
     cdef double *exponents = scratch.exponents
     cdef real *packed
     cdef real[16] factor
-    cdef const char *source
     cdef Factor whole_factor
     cdef uint64_t[WIDE] none
-    cdef Py_ssize_t n = panel.n, begin, end, c, bits, index = 0
+    cdef Py_ssize_t n = panel.n, begin, end, bits, index = 0
     cdef bint complete = True
     cdef int v, k, depth = 0
-    set_view(&view, 1, 0)
     for v in range(WIDE):
         none[v] = 0
         running[v] = v_set1(<real>-INFINITY)
         last[v].high = v_set1(1)
         last[v].low = zero
-    if stores_exp(op) and panel.out == panel.x and not panel_in_reach(panel):
+    if stores_exp(op) and panel.out == panel.x and not panel_in_reach(panel, view):
         return False
     if is_loss(op):
         complete = take_targets(task, panel, batches)
     for begin from 0 <= begin < n by BLOCK:
         end = min(n, begin + BLOCK)
         pack(panel, begin, end, scratch.packed, m)
+        if panel.dense:
+            pack_q(task, panel, begin, end, scratch)
         level = scratch.stack + depth * (WIDE * VLEN)
         for v in range(panel.vectors):
             packed = scratch.packed + v * packed_at(BLOCK)
@@ -279,20 +395,22 @@ cdef inline bint long_panel(int op, const Task *task, const Panel *panel,
             # Only what was seen so far has to be in reach, not every block: in place, the
             # blocks before this one are overwritten.
             running[v] = v_max(m[v], running[v])
-            if out_of_reach(False, running[v], &view) != 0:
+            if out_of_reach(view.general, running[v], view) != 0:
                 return False
-            sum_columns(kind_of(op), end - begin, packed, packed, m[v], &view, batch)
+            sum_columns(kind_of(op), panel.dense, end - begin, packed,
+                        scratch.packed_y + v * scratch.y_next, packed, m[v], view, batch)
             for k in range(VLEN):
                 level[v * VLEN + k].max = batch.max[k]
                 level[v * VLEN + k].at_max = batch.at_max[k]
                 level[v * VLEN + k].count = batch.count[k] if batch.max[k] > -INFINITY else 0
                 level[v * VLEN + k].rest = batch.rest[k]
                 level[v * VLEN + k].low = batch.low[k]
-                level[v * VLEN + k].dot = level[v * VLEN + k].q = 0
+                level[v * VLEN + k].dot = batch.dot[k] if panel.dense else 0
+                level[v * VLEN + k].q = batch.q[k] if panel.dense else 0
                 exponents[v * VLEN + k] = HEADROOM - (batch.magic[k] - <double>MAGIC) / 8
                 level[v * VLEN + k].exponent = exponents[v * VLEN + k]
         if stores_exp(op):
-            write_packed(op, panel, begin, end, scratch.packed, last, none)
+            write_packed(SOFTMAX, False, False, panel, begin, end, scratch, last, none)
         exponents += WIDE * VLEN
         depth += 1
         bits = index
@@ -311,14 +429,16 @@ cdef inline bint long_panel(int op, const Task *task, const Panel *panel,
             batch.count[k] = joined.count
             batch.rest[k] = joined.rest
             batch.low[k] = joined.low
-    set_last(op, task, panel, batches, last)
-    if not has_elements(op):
-        if not complete:
-            clear_ignored(op, task, panel, none)
-        return True
+            batch.dot[k] = joined.dot
+            batch.q[k] = joined.q
+    set_last(op, task, panel, view, batches, last)
     exponents = scratch.exponents
+    if not has_elements(op):
+        n = 0
     for begin from 0 <= begin < n by BLOCK:
         end = min(n, begin + BLOCK)
+        if panel.dense:
+            pack_q(task, panel, begin, end, scratch)
         if stores_exp(op):
             for v in range(panel.vectors):
                 batch = &batches[v]
@@ -326,45 +446,67 @@ cdef inline bint long_panel(int op, const Task *task, const Panel *panel,
                     joined = scratch.stack[v * VLEN + k]
                     change = exponents[v * VLEN + k] - joined.exponent
                     split = DEEP_SPLIT if change < DEEP else 0
-                    whole_factor = divide(numerator_of(op, task, batch, k),
-                                          whole_sum(&joined))
+                    whole_factor = divide(batch.numerator[k], whole_sum(&joined))
                     factor[k] = <real>power_of_two(change + split)
                     batch.high[k] = <real>(whole_factor.high * power_of_two(-split))
                     batch.low_factor[k] = <real>(whole_factor.low * power_of_two(-split))
                 last[v].scale = v_load(factor)
                 last[v].high = v_load(batch.high)
                 last[v].low = v_load(batch.low_factor)
-        for c in range(begin, end):
-            source = panel.x + c * panel.x_step
-            if stores_exp(op):
-                source = panel.out + c * panel.out_step
-            for v in range(panel.vectors):
-                value = panel_load(source, panel, v)
-                panel_store(panel.out + c * panel.out_step, panel, v,
-                            last_value(op, False, False, True, value, zero, &last[v]))
+        if op == LOG_SOFTMAX and view.general:
+            write_block(op, True, False, panel, begin, end, scratch, last)
+        elif op == CROSS_ENTROPY_WITH_GRAD and panel.dense:
+            write_block(op, False, True, panel, begin, end, scratch, last)
+        else:
+            write_block(op, False, False, panel, begin, end, scratch, last)
         exponents += WIDE * VLEN
-    if op == CROSS_ENTROPY_WITH_GRAD:
-        write_targets(task, panel, batches, none)
-    if not complete:
-        clear_ignored(op, task, panel, none)
+    if is_loss(op):
+        finish_losses(op, task, panel, view, complete, batches, none)
     return True
 
 
-cdef inline bint panel_in_reach(const Panel *panel) noexcept nogil:
+cdef inline void write_block(int op, bint general, bint dense, const Panel *panel,
+                             Py_ssize_t begin, Py_ssize_t end, const PanelScratch *scratch,
+                             const Last *last) noexcept nogil:
+    """last_value of columns of x, or of the exponentials that are in `out`."""
+    cdef const char *source
+    cdef vec value, yv = v_set1(0)
+    cdef vec hidden = yv if op == SOFTMAX else v_set1(<real>-INFINITY)
+    cdef Py_ssize_t c
+    cdef int v
+    for c in range(begin, end):
+        source = panel.x + c * panel.x_step
+        if stores_exp(op):
+            source = panel.out + c * panel.out_step
+        for v in range(panel.vectors):
+            value = panel_load(source, panel, v)
+            if dense:
+                yv = v_load(scratch.packed_y + v * scratch.y_next + packed_at(c - begin))
+            elif is_product(op):
+                yv = panel_load(panel.y + c * panel.y_step, panel, v)
+            value = last_value(op, general, dense, stores_exp(op), value, yv, &last[v])
+            if panel.keep != NULL:
+                value = v_where(kept(panel, c, v), value, hidden)
+            panel_store(panel.out + c * panel.out_step, panel, v, value)
+
+
+cdef inline bint panel_in_reach(const Panel *panel, const View *view) noexcept nogil:
     """Whether no row's maximum is out of reach."""
-    cdef View view
     cdef vec[WIDE] m
+    cdef vec xv, lowest = v_set1(<real>-INFINITY)
     cdef uint64_t outside = 0
     cdef Py_ssize_t c
     cdef int v
-    set_view(&view, 1, 0)
     for v in range(WIDE):
-        m[v] = v_set1(<real>-INFINITY)
+        m[v] = lowest
     for c in range(panel.n):
         for v in range(panel.vectors):
-            m[v] = v_max(panel_load(panel.x + c * panel.x_step, panel, v), m[v])
+            xv = panel_load(panel.x + c * panel.x_step, panel, v)
+            if panel.keep != NULL:
+                xv = v_where(kept(panel, c, v), xv, lowest)
+            m[v] = v_max(xv, m[v])
     for v in range(panel.vectors):
-        outside |= out_of_reach(False, m[v], &view)
+        outside |= out_of_reach(view.general, m[v], view)
     return outside == 0
 
 
@@ -377,50 +519,57 @@ cdef inline int merge_level(Partial *stack, int depth, int vectors) noexcept nog
     return depth - 1
 
 
-cdef inline void product_vector(int op, const Panel *panel, int v,
-                                Partial *stack) noexcept nogil:
-    """A whole vector of rows of softmax_vjp or log_softmax_vjp."""
+cdef inline void product_panel(int op, const Panel *panel, const View *view,
+                               const PanelScratch *scratch) noexcept nogil:
+    """A panel of softmax_vjp or log_softmax_vjp."""
     cdef LaneSums sums
-    cdef Last last
+    cdef Last[WIDE] last
+    cdef uint64_t[WIDE] none
+    cdef double[16] dot
     cdef real[16] number
-    cdef const char *x = panel.x + v * (VLEN * sizeof(real))
-    cdef const char *y = panel.y + v * (VLEN * sizeof(real))
-    cdef char *out = panel.out + v * (VLEN * sizeof(real))
-    cdef Columns columns
-    cdef Py_ssize_t begin, c, bits, k, index = 0
-    cdef int depth = 0
-    columns.x_step = panel.x_step
-    columns.y_step = panel.y_step
-    columns.x_gap = 0
-    for begin from 0 <= begin < panel.n by CHUNK:
-        columns.x = x + begin * panel.x_step
-        columns.y = y + begin * panel.y_step
-        sum_chunk_columns(kind_of(op), &columns, min(panel.n - begin, CHUNK), NULL,
-                          v_set1(0), &sums)
-        v_store(number, sums.dot)
-        for k in range(VLEN):
-            stack[depth * VLEN + k].dot = number[k]
-        depth += 1
-        bits = index
-        while bits & 1:
-            depth = add_dots(stack, depth)
-            bits >>= 1
-        index += 1
+    cdef Py_ssize_t n = panel.n, begin, end, chunk, c, bits, k, index = 0
+    cdef int v, depth = 0
+    for begin from 0 <= begin < n by BLOCK:
+        end = min(n, begin + BLOCK)
+        pack_plainly(panel, panel.x + begin * panel.x_step, panel.x_step, end - begin,
+                     scratch.packed)
+        pack_plainly(panel, panel.y + begin * panel.y_step, panel.y_step, end - begin,
+                     scratch.packed_y)
+        for chunk from begin <= chunk < end by CHUNK:
+            c = packed_at(chunk - begin)
+            for v in range(panel.vectors):
+                sum_chunk_columns(kind_of(op), False, False,
+                                  scratch.packed + v * packed_at(BLOCK) + c,
+                                  scratch.packed_y + v * packed_at(BLOCK) + c, NULL,
+                                  min(end - chunk, CHUNK), NULL, v_set1(0), &sums)
+                spread(sums.dot, dot)
+                for k in range(VLEN):
+                    scratch.stack[(depth * WIDE + v) * VLEN + k].dot = dot[k]
+            depth += 1
+            bits = index
+            while bits & 1:
+                depth = add_dots(scratch.stack, depth, panel.vectors)
+                bits >>= 1
+            index += 1
     while depth > 1:
-        depth = add_dots(stack, depth)
-    for k in range(VLEN):
-        number[k] = <real>stack[k].dot
-    last.m = v_load(number)
-    for c in range(panel.n):
-        v_store(<real *>(out + c * panel.out_step),
-                last_value(op, False, False, False, v_load(<const real *>(x + c * panel.x_step)),
-                           v_load(<const real *>(y + c * panel.y_step)), &last))
+        depth = add_dots(scratch.stack, depth, panel.vectors)
+    for v in range(panel.vectors):
+        none[v] = 0
+        for k in range(VLEN):
+            number[k] = <real>scratch.stack[v * VLEN + k].dot
+        last[v].m = v_load(number)
+        last[v].beta_high = v_set1(<real>view.beta_high)
+    if n <= BLOCK:
+        write_packed(op, True, False, panel, 0, n, scratch, last, none)
+    else:
+        write_block(op, True, False, panel, 0, n, scratch, last)
 
 
-cdef inline int add_dots(Partial *stack, int depth) noexcept nogil:
-    cdef int k
-    for k in range(VLEN):
-        stack[(depth - 2) * VLEN + k].dot += stack[(depth - 1) * VLEN + k].dot
+cdef inline int add_dots(Partial *stack, int depth, int vectors) noexcept nogil:
+    cdef Partial *into = stack + (depth - 2) * (WIDE * VLEN)
+    cdef int i
+    for i in range(vectors * VLEN):
+        into[i].dot += into[WIDE * VLEN + i].dot
     return depth - 1
 
 
@@ -434,11 +583,7 @@ cdef inline int row_by_row(int op, const Task *task, Py_ssize_t begin,
         return logsumexp_rows(task, begin, end)
     if op == CROSS_ENTROPY:
         return cross_entropy_rows(task, begin, end)
-    if op == CROSS_ENTROPY_WITH_GRAD:
-        return cross_entropy_with_grad_rows(task, begin, end)
-    if op == SOFTMAX_VJP:
-        return softmax_vjp_rows(task, begin, end)
-    return log_softmax_vjp_rows(task, begin, end)
+    return cross_entropy_with_grad_rows(task, begin, end)
 
 
 cdef inline int run_panels(int op, const Task *task, Py_ssize_t begin,
@@ -446,18 +591,22 @@ cdef inline int run_panels(int op, const Task *task, Py_ssize_t begin,
     """Panels [begin, end), counted along the inner dimension, outer by outer."""
     cdef Py_ssize_t columns = WIDE * VLEN
     cdef Py_ssize_t per_outer = (task.inner + columns - 1) // columns
-    cdef Py_ssize_t index, outer, inner, count, row, rest
+    cdef Py_ssize_t index, outer, inner, count, row
     cdef Py_ssize_t blocks = (task.n + BLOCK - 1) // BLOCK, levels = 2
+    cdef Py_ssize_t room = packed_at(BLOCK) * WIDE
+    cdef View view
     cdef Panel panel
     cdef PanelScratch scratch
     cdef uint64_t[WIDE] outside
     cdef char *memory
     cdef int v, failed = 0
-    # Four chunks to a block, which is what product_vector counts in.
+    # Four chunks to a block, which is what product_panel counts in.
     while (<Py_ssize_t>1 << levels) <= 8 * blocks:
         levels += 1
-    memory = <char *>malloc(columns * (blocks * sizeof(double) + levels * sizeof(Partial)
-                                       + packed_at(BLOCK) // VLEN * sizeof(real)) + 64)
+    panel.dense = is_dense(op, task)
+    memory = <char *>malloc(columns * (blocks * sizeof(double) + levels * sizeof(Partial))
+                            + (2 * room if panel.dense or is_product(op) else room)
+                            * sizeof(real) + 64)
     if memory == NULL:
         return -1
     scratch.exponents = <double *>memory
@@ -465,40 +614,45 @@ cdef inline int run_panels(int op, const Task *task, Py_ssize_t begin,
     scratch.packed = <real *>(scratch.stack + levels * columns)
     # To a cache line: 1.02 to 1.07 of the speed.
     scratch.packed += (-<Py_ssize_t>scratch.packed & 63) // <Py_ssize_t>sizeof(real)
+    scratch.packed_y = scratch.packed + room
+    scratch.y_next = packed_at(BLOCK) if task.y.data != NULL else 0
+    set_view(&view, task.temperature[0], 0)
     panel.n = task.n
     panel.x_step = task.x.n
     panel.y_step = task.y.n
     panel.out_step = task.out.n
+    panel.keep_step = task.mask.n
+    panel.keep_inner = task.mask.inner
+    if panel.dense and task.target != NULL and task.n <= BLOCK:
+        pack_q(task, &panel, 0, task.n, &scratch)
     for index in range(begin, end):
         outer = index // per_outer
         inner = (index - outer * per_outer) * columns
         count = min(columns, task.inner - inner)
         row = outer * task.inner + inner
-        rest = 0  # rows at the end that are left to row.pxi
         panel.vectors = <int>((count + VLEN - 1) // VLEN)
         panel.last_count = count - (panel.vectors - 1) * VLEN
         panel.last = v_first(panel.last_count)
-        panel.x = at(&task.x, outer, inner)
         panel.row = row
+        panel.x = at(&task.x, outer, inner)
+        panel.y = at(&task.y, outer, inner) if task.y.data != NULL else NULL
+        panel.keep = at(&task.mask, outer, inner) if task.mask.data != NULL else NULL
         panel.out = NULL
         if has_elements(op):
             panel.out = <char *>at(&task.out, outer, inner)
         if is_product(op):
-            panel.y = at(&task.y, outer, inner)
-            for v in range(<int>(count // VLEN)):
-                product_vector(op, &panel, v, scratch.stack)
-            rest = count % VLEN
+            product_panel(op, &panel, &view, &scratch)
         elif task.n > BLOCK:
-            if not long_panel(op, task, &panel, &scratch):
-                rest = count
+            if is_one_hot(view.temperature) or not long_panel(op, task, &panel, &view, &scratch):
+                failed |= row_by_row(op, task, row, row + count)
+        elif is_one_hot(view.temperature):
+            failed |= row_by_row(op, task, row, row + count)
         else:
-            short_panel(op, task, &panel, &scratch, outside)
+            short_panel(op, task, &panel, &view, &scratch, outside)
             for v in range(panel.vectors):
                 if outside[v] != 0:
                     failed |= row_by_row(op, task, row + v * VLEN,
                                          row + min(count, (v + 1) * VLEN))
-        if rest > 0:
-            failed |= row_by_row(op, task, row + count - rest, row + count)
         if failed != 0:
             break
     free(memory)
