@@ -749,7 +749,7 @@ cdef enum:
     FEW_ROWS = 4     # from as many rows on
 
 cdef struct Batch:
-    vec[16] lanes, low_lanes  # of every row, still to be joined
+    vec[16] lanes, low_lanes, dot_lanes, q_lanes  # of every row, still to be joined
     real[16] max, at_max, magic, lowest, high, low_factor
     double[16] count, rest, low, dot, q, target_logit, spike, numerator
     double[16] log_s
@@ -806,7 +806,7 @@ cdef inline void scale_lanes(bint general, vec m, const View *view, Scale *scale
                              v_set1(-REAL_MAX))
 
 
-cdef inline Py_ssize_t sum_batch(int op, bint general, int vectors, const Rows *rows,
+cdef inline Py_ssize_t sum_batch(int op, bint general, bint dense, int vectors, const Rows *rows,
                                  const Task *task, Py_ssize_t start, Py_ssize_t count,
                                  const View *view, real *e, Py_ssize_t stride,
                                  Batch *batch) noexcept nogil:
@@ -835,14 +835,21 @@ cdef inline Py_ssize_t sum_batch(int op, bint general, int vectors, const Rows *
     for k in range(count):
         scale.magic = v_set1(batch.magic[k])
         scale.lowest = v_set1(batch.lowest[k])
-        sum_lanes(kind_of(op), general, False, False, vectors, x_of(rows, start + k), NULL,
-                  e + k * stride, True, task.n, &scale, v_set1(batch.max[k]), &sums)
+        sum_lanes(kind_of(op), general, dense, False, vectors, x_of(rows, start + k),
+                  y_of(rows, start + k), e + k * stride, True, task.n, &scale,
+                  v_set1(batch.max[k]), &sums)
         batch.lanes[k] = sums.rest
         batch.low_lanes[k] = sums.low
+        if dense:
+            batch.dot_lanes[k] = sums.dot
+            batch.q_lanes[k] = sums.q
         batch.count[k] = ties_of(task.n, sums.others)
     add_lanes(count, batch.lanes, batch.rest)
     if SPLITS:
         add_lanes(count, batch.low_lanes, batch.low)
+    if dense:
+        add_lanes(count, batch.dot_lanes, batch.dot)
+        add_lanes(count, batch.q_lanes, batch.q)
     return count
 
 
@@ -1188,9 +1195,9 @@ cdef inline void take_logs(bint long_sums, Py_ssize_t count, Batch *batch) noexc
     log1p_of_ratios(batch.log_s, unit, count)
 
 
-cdef Py_ssize_t sum_longer_batch(Kind kind, const Rows *rows, Py_ssize_t n, Py_ssize_t start,
-                                 Py_ssize_t count, const View *view, real *e, Py_ssize_t stride,
-                                 Batch *batch) noexcept nogil:
+cdef Py_ssize_t sum_longer_batch(Kind kind, bint dense, const Rows *rows, Py_ssize_t n,
+                                 Py_ssize_t start, Py_ssize_t count, const View *view, real *e,
+                                 Py_ssize_t stride, Batch *batch) noexcept nogil:
     """sum_batch for rows of up to a block."""
     cdef Maxima[8] maxima  # EXP_SCRATCH / CHUNK
     cdef Partial whole
@@ -1200,25 +1207,26 @@ cdef Py_ssize_t sum_longer_batch(Kind kind, const Rows *rows, Py_ssize_t n, Py_s
     for k in range(count):
         if not in_reach(view, maxima[k].whole):
             return k
-        add_block(kind, False, x_of(rows, start + k), NULL, e + k * stride, True, n, view,
-                  &maxima[k], exponent_of(view, maxima[k].whole), &whole)
+        add_block(kind, dense, x_of(rows, start + k), y_of(rows, start + k), e + k * stride, True,
+                  n, view, &maxima[k], exponent_of(view, maxima[k].whole), &whole)
         batch.max[k] = <real>whole.max
         batch.at_max[k] = <real>whole.at_max
         batch.count[k] = whole.count
         batch.rest[k] = whole.rest
         batch.low[k] = whole.low
+        batch.dot[k] = whole.dot
+        batch.q[k] = whole.q
     return count
 
 
-cdef inline void write_batch(int op, bint general, int vectors, const Rows *rows,
+cdef inline void write_batch(int op, bint general, bint dense, int vectors, const Rows *rows,
                              const Task *task, Py_ssize_t start, Py_ssize_t count,
                              const View *view, real *e, Py_ssize_t stride,
                              Batch *batch) noexcept nogil:
     """What follows from the sums: factors and logarithms, then the outputs of the batch."""
     cdef Last last
     cdef Partial whole
-    cdef double spike, gradient
-    cdef double[16] numerator
+    cdef double spike, gradient = task.gradient_scale / view.temperature
     cdef Py_ssize_t k, row
     cdef real *out
     last.beta_high = v_set1(<real>view.beta_high)
@@ -1226,10 +1234,11 @@ cdef inline void write_batch(int op, bint general, int vectors, const Rows *rows
     if stores_exp(op):
         for k in range(count):
             row = rows.first + start + k
-            numerator[k] = 1
+            batch.numerator[k] = 1
             if op == CROSS_ENTROPY_WITH_GRAD and not is_ignored(op, task, row):
-                numerator[k] = task.gradient_scale / view.temperature * spike_weight(task, row)
-        take_factors(vectors == LONGER, numerator, count, batch)
+                spike = spike_weight(task, row)
+                batch.numerator[k] = gradient * (batch.q[k] + spike if dense else spike)
+        take_factors(vectors == LONGER, batch.numerator, count, batch)
         if vectors == FEW:
             write_few(SOFTMAX, rows, task.n, start, count, e, batch)
     if needs_log(op):
@@ -1263,27 +1272,28 @@ cdef inline void write_batch(int op, bint general, int vectors, const Rows *rows
         if stores_exp(op) and vectors != FEW:
             last.high = v_set1(batch.high[k])
             last.low = v_set1(batch.low_factor[k])
-            write_columns(SOFTMAX, False, False, False, vectors, e + k * stride, NULL, True, out,
-                          task.n, &last)
+            last.m = v_set1(<real>-gradient)
+            write_columns(SOFTMAX, False, dense, False, vectors, e + k * stride,
+                          y_of(rows, start + k), True, out, task.n, &last)
         if is_loss(op):
             whole.max = batch.max[k]
             whole.at_max = batch.at_max[k]
             whole.count = batch.count[k]
             whole.rest = batch.rest[k]
             whole.low = batch.low[k] if SPLITS or vectors == LONGER else 0
-            whole.dot = whole.q = 0
+            whole.dot = batch.dot[k] if dense else 0
+            whole.q = batch.q[k] if dense else 0
             spike = spike_weight(task, row)
             set_row_out(task, row, loss_of(view.temperature, batch.target_logit[k], spike,
                                            batch.log_s[k], &whole))
-            if op == CROSS_ENTROPY_WITH_GRAD:
-                gradient = task.gradient_scale / view.temperature
+            if op == CROSS_ENTROPY_WITH_GRAD and task.target != NULL:
                 out[task.target[row]] = <real>target_gradient(
-                    out[task.target[row]], batch.target_logit[k], spike, gradient, False, &whole)
+                    out[task.target[row]], batch.target_logit[k], spike, gradient, dense, &whole)
 
 
-cdef inline Py_ssize_t batched_rows(int op, bint general, int vectors, const Rows *rows,
-                                    const Task *task, Py_ssize_t begin, const View *view,
-                                    real *block) noexcept nogil:
+cdef inline Py_ssize_t batched_rows(int op, bint general, bint dense, int vectors,
+                                    const Rows *rows, const Task *task, Py_ssize_t begin,
+                                    const View *view, real *block) noexcept nogil:
     """Rows from `begin` on, up to the first out of reach, which it returns.
 
     vectors: how many a row takes; 0 for up to a chunk, or with a temperature; or FEW or LONGER.
@@ -1303,7 +1313,8 @@ cdef inline Py_ssize_t batched_rows(int op, bint general, int vectors, const Row
         if is_loss(op):
             for k in range(count):
                 row = rows.first + start + k
-                if not is_ignored(op, task, row):
+                batch.target_logit[k] = 0
+                if task.target != NULL and task.target[row] != task.ignore_index:
                     batch.target_logit[k] = x_of(rows, start + k)[task.target[row]]
         if is_product(op):
             for k in range(count):
@@ -1314,12 +1325,13 @@ cdef inline Py_ssize_t batched_rows(int op, bint general, int vectors, const Row
         elif vectors == FEW:
             usable = sum_few(op, rows, task.n, start, count, view, block, &batch)
         elif vectors == LONGER:
-            usable = sum_longer_batch(kind_of(op), rows, task.n, start, count, view, block,
-                                      stride, &batch)
+            usable = sum_longer_batch(kind_of(op), dense, rows, task.n, start, count, view,
+                                      block, stride, &batch)
         else:
-            usable = sum_batch(op, general, vectors, rows, task, start, count, view, block,
+            usable = sum_batch(op, general, dense, vectors, rows, task, start, count, view, block,
                                stride, &batch)
-        write_batch(op, general, vectors, rows, task, start, usable, view, block, stride, &batch)
+        write_batch(op, general, dense, vectors, rows, task, start, usable, view, block, stride,
+                    &batch)
         start += usable
         if usable < count:
             break
@@ -1476,33 +1488,53 @@ cdef void one_row(int op, const Rows *rows, Py_ssize_t k, const Task *task,
 cdef inline void each_row(int op, const Rows *rows, const Task *task, const View *view,
                           bint dense, const Scratch *scratch) noexcept nogil:
     """All rows, batched as long as nothing is special about them."""
-    cdef bint batched = (task.n <= (CHUNK if is_product(op) else BLOCK) and not dense
+    cdef bint batched = (task.n <= (CHUNK if is_product(op) else BLOCK)
                          and task.temperature_step == 0 and not is_one_hot(view.temperature))
+    cdef Rows weighted = rows[0]
     cdef Py_ssize_t k = 0
+    if dense and scratch.q != NULL:
+        # What all rows share can be their y; what is made for each row cannot.
+        batched = batched and task.target != NULL
+        weighted.y = <const char *>scratch.q
+        weighted.y_step = 0
     while k < rows.count:
-        if batched:
+        if batched and is_loss(op) and dense:
+            k = batched_weights(op, &weighted, task, k, view, scratch.block)
+        elif batched:
             if task.n > CHUNK and view.general:
-                k = batched_rows(op, True, LONGER, rows, task, k, view, scratch.block)
+                k = batched_rows(op, True, False, LONGER, rows, task, k, view, scratch.block)
             elif task.n > CHUNK:
-                k = batched_rows(op, False, LONGER, rows, task, k, view, scratch.block)
+                k = batched_rows(op, False, False, LONGER, rows, task, k, view, scratch.block)
             elif view.general:
-                k = batched_rows(op, True, 0, rows, task, k, view, scratch.block)
+                k = batched_rows(op, True, False, 0, rows, task, k, view, scratch.block)
             elif task.n > LANES:
-                k = batched_rows(op, False, 0, rows, task, k, view, scratch.block)
+                k = batched_rows(op, False, False, 0, rows, task, k, view, scratch.block)
             elif task.n > 3 * VLEN:
-                k = batched_rows(op, False, 4, rows, task, k, view, scratch.block)
+                k = batched_rows(op, False, False, 4, rows, task, k, view, scratch.block)
             elif task.n > 2 * VLEN:
-                k = batched_rows(op, False, 3, rows, task, k, view, scratch.block)
+                k = batched_rows(op, False, False, 3, rows, task, k, view, scratch.block)
             elif task.n > VLEN:
-                k = batched_rows(op, False, 2, rows, task, k, view, scratch.block)
+                k = batched_rows(op, False, False, 2, rows, task, k, view, scratch.block)
             elif task.n > FEW_COLUMNS or is_product(op) or rows.count - k < FEW_ROWS:
-                k = batched_rows(op, False, 1, rows, task, k, view, scratch.block)
+                k = batched_rows(op, False, False, 1, rows, task, k, view, scratch.block)
             else:
-                k = batched_rows(op, False, FEW, rows, task, k, view, scratch.block)
-            if k == rows.count:
-                return
+                k = batched_rows(op, False, False, FEW, rows, task, k, view, scratch.block)
+        if k == rows.count:
+            return
         one_row(op, rows, k, task, view, dense, scratch)
         k += 1
+
+
+cdef inline Py_ssize_t batched_weights(int op, const Rows *rows, const Task *task, Py_ssize_t k,
+                                       const View *view, real *block) noexcept nogil:
+    """batched_rows where y holds a target weight for every class."""
+    if task.n > CHUNK and view.general:
+        return batched_rows(op, True, True, LONGER, rows, task, k, view, block)
+    if task.n > CHUNK:
+        return batched_rows(op, False, True, LONGER, rows, task, k, view, block)
+    if view.general:
+        return batched_rows(op, True, True, 0, rows, task, k, view, block)
+    return batched_rows(op, False, True, 0, rows, task, k, view, block)
 
 
 cdef int get_scratch(const Task *task, Py_ssize_t together, bint needs_q, real *block,
