@@ -23,6 +23,7 @@ cdef struct Panel:
     int vectors     # with rows in them
     Py_ssize_t last_count  # rows in the last of them
     vmask last             # its lanes that are
+    bint full              # whether rows are in all lanes
     bint dense             # whether every class has a target weight q of its own
 
 cdef struct PanelScratch:
@@ -33,9 +34,9 @@ cdef struct PanelScratch:
     Partial *stack     # WIDE * VLEN to a level of the tree over blocks
 
 
-cdef inline vec panel_load(const char *p, const Panel *panel, int v) noexcept nogil:
+cdef inline vec panel_load(bint full, const char *p, const Panel *panel, int v) noexcept nogil:
     cdef const real *source = <const real *>p + v * VLEN
-    return (v_load(source) if v < panel.vectors - 1
+    return (v_load(source) if full or v < panel.vectors - 1
             else v_load_first(source, panel.last, v_set1(0)))
 
 
@@ -43,9 +44,10 @@ cdef inline Py_ssize_t rows_of(const Panel *panel, int v) noexcept nogil:
     return VLEN if v < panel.vectors - 1 else panel.last_count
 
 
-cdef inline void panel_store(char *p, const Panel *panel, int v, vec value) noexcept nogil:
+cdef inline void panel_store(bint full, char *p, const Panel *panel, int v,
+                             vec value) noexcept nogil:
     cdef real *target = <real *>p + v * VLEN
-    if v < panel.vectors - 1:
+    if full or v < panel.vectors - 1:
         v_store(target, value)
     else:
         v_store_first(target, panel.last_count, value)
@@ -69,27 +71,31 @@ cdef void pack(const Panel *panel, Py_ssize_t begin, Py_ssize_t end, real *packe
                vec *maximum) noexcept nogil:
     """Columns [begin, end) of each vector, one after the other, and their maxima."""
     if panel.keep != NULL:
-        pack_as(True, panel, begin, end, packed, maximum)
+        pack_as(True, False, panel, begin, end, packed, maximum)
+    elif panel.full:
+        pack_as(False, True, panel, begin, end, packed, maximum)
     else:
-        pack_as(False, panel, begin, end, packed, maximum)
+        pack_as(False, False, panel, begin, end, packed, maximum)
 
 
-cdef inline void pack_as(bint masked, const Panel *panel, Py_ssize_t begin, Py_ssize_t end,
-                         real *packed, vec *maximum) noexcept nogil:
+cdef inline void pack_as(bint masked, bint full, const Panel *panel, Py_ssize_t begin,
+                         Py_ssize_t end, real *packed, vec *maximum) noexcept nogil:
     cdef vec[WIDE] m
     cdef vec xv, lowest = v_set1(<real>-INFINITY)
-    cdef Py_ssize_t c
+    cdef const char *column = panel.x + begin * panel.x_step
+    cdef Py_ssize_t c, step = panel.x_step
     cdef int v
     for v in range(WIDE):
         m[v] = lowest
     for c in range(begin, end):
         for v in range(WIDE):
-            if v < panel.vectors:
-                xv = panel_load(panel.x + c * panel.x_step, panel, v)
+            if full or v < panel.vectors:
+                xv = panel_load(full, column, panel, v)
                 if masked:
                     xv = v_where(kept(panel, c, v), xv, lowest)
                 m[v] = v_max(xv, m[v])
                 v_store(packed + v * packed_at(BLOCK) + packed_at(c - begin), xv)
+        column += step
     for v in range(WIDE):
         maximum[v] = m[v]
 
@@ -97,13 +103,23 @@ cdef inline void pack_as(bint masked, const Panel *panel, Py_ssize_t begin, Py_s
 cdef void pack_plainly(const Panel *panel, const char *column, Py_ssize_t step,
                        Py_ssize_t columns, real *packed) noexcept nogil:
     """pack without a mask or maxima."""
+    if panel.full:
+        pack_plainly_as(True, panel, column, step, columns, packed)
+    else:
+        pack_plainly_as(False, panel, column, step, columns, packed)
+
+
+cdef inline void pack_plainly_as(bint full, const Panel *panel, const char *column,
+                                 Py_ssize_t step, Py_ssize_t columns,
+                                 real *packed) noexcept nogil:
     cdef Py_ssize_t c
     cdef int v
     for c in range(columns):
         for v in range(WIDE):
-            if v < panel.vectors:
+            if full or v < panel.vectors:
                 v_store(packed + v * packed_at(BLOCK) + packed_at(c),
-                        panel_load(column + c * step, panel, v))
+                        panel_load(full, column, panel, v))
+        column += step
 
 
 cdef void pack_q(const Task *task, const Panel *panel, Py_ssize_t begin, Py_ssize_t end,
@@ -131,34 +147,44 @@ cdef inline void write_packed(int op, bint general, bint dense, const Panel *pan
                               Py_ssize_t begin, Py_ssize_t end, const PanelScratch *scratch,
                               const Last *last, const uint64_t *outside) noexcept nogil:
     """last_value of what is packed, to `out`, but for vectors with rows out of reach."""
+    cdef uint64_t any_outside = 0
+    cdef int v
+    for v in range(panel.vectors):
+        any_outside |= outside[v]
     if (op == SOFTMAX or op == LOG_SOFTMAX) and panel.keep != NULL:
-        write_packed_as(op, general, dense, True, panel, begin, end, scratch, last, outside)
+        write_packed_as(op, general, dense, True, False, panel, begin, end, scratch, last, outside)
+    elif panel.full and any_outside == 0:
+        write_packed_as(op, general, dense, False, True, panel, begin, end, scratch, last, outside)
     else:
-        write_packed_as(op, general, dense, False, panel, begin, end, scratch, last, outside)
+        write_packed_as(op, general, dense, False, False, panel, begin, end, scratch, last,
+                        outside)
 
 
-cdef inline void write_packed_as(int op, bint general, bint dense, bint masked,
+cdef inline void write_packed_as(int op, bint general, bint dense, bint masked, bint full,
                                  const Panel *panel, Py_ssize_t begin, Py_ssize_t end,
                                  const PanelScratch *scratch, const Last *last,
                                  const uint64_t *outside) noexcept nogil:
+    """full: every vector is to be written."""
     # Here, because compilers take vectors' stores for writes to any structure.
     cdef const real *packed = scratch.packed
     cdef const real *packed_y = scratch.packed_y
-    cdef Py_ssize_t y_next = scratch.y_next
+    cdef Py_ssize_t y_next = scratch.y_next, step = panel.out_step
+    cdef char *out = panel.out + begin * step
     cdef vec zero = v_set1(0), value, yv = zero
     cdef vec hidden = zero if op == SOFTMAX else v_set1(<real>-INFINITY)
     cdef Py_ssize_t c
     cdef int v
     for c in range(begin, end):
-        for v in range(panel.vectors):
-            if outside[v] == 0:
+        for v in range(WIDE):
+            if full or v < panel.vectors and outside[v] == 0:
                 value = v_load(packed + v * packed_at(BLOCK) + packed_at(c - begin))
                 if dense or is_product(op):
                     yv = v_load(packed_y + v * y_next + packed_at(c - begin))
                 value = last_value(op, general, dense, False, value, yv, &last[v])
                 if masked:
                     value = v_where(kept(panel, c, v), value, hidden)
-                panel_store(panel.out + c * panel.out_step, panel, v, value)
+                panel_store(full, out, panel, v, value)
+        out += step
 
 
 cdef inline bint take_targets(const Task *task, const Panel *panel, Batch *batches) noexcept nogil:
@@ -239,7 +265,7 @@ cdef inline void set_last(int op, const Task *task, const Panel *panel, const Vi
         if op == LOG_SOFTMAX:
             last[v].high = v_load(values)
         else:
-            panel_store(<char *>(<real *>task.row_out + panel.row), panel, v, v_load(values))
+            panel_store(False, <char *>(<real *>task.row_out + panel.row), panel, v, v_load(values))
 
 
 cdef void set_losses(double temperature, const double *log_s, const Batch *batch,
@@ -479,15 +505,15 @@ cdef inline void write_block(int op, bint general, bint dense, const Panel *pane
         if stores_exp(op):
             source = panel.out + c * panel.out_step
         for v in range(panel.vectors):
-            value = panel_load(source, panel, v)
+            value = panel_load(False, source, panel, v)
             if dense:
                 yv = v_load(scratch.packed_y + v * scratch.y_next + packed_at(c - begin))
             elif is_product(op):
-                yv = panel_load(panel.y + c * panel.y_step, panel, v)
+                yv = panel_load(False, panel.y + c * panel.y_step, panel, v)
             value = last_value(op, general, dense, stores_exp(op), value, yv, &last[v])
             if panel.keep != NULL:
                 value = v_where(kept(panel, c, v), value, hidden)
-            panel_store(panel.out + c * panel.out_step, panel, v, value)
+            panel_store(False, panel.out + c * panel.out_step, panel, v, value)
 
 
 cdef inline bint panel_in_reach(const Panel *panel, const View *view) noexcept nogil:
@@ -501,7 +527,7 @@ cdef inline bint panel_in_reach(const Panel *panel, const View *view) noexcept n
         m[v] = lowest
     for c in range(panel.n):
         for v in range(panel.vectors):
-            xv = panel_load(panel.x + c * panel.x_step, panel, v)
+            xv = panel_load(False, panel.x + c * panel.x_step, panel, v)
             if panel.keep != NULL:
                 xv = v_where(kept(panel, c, v), xv, lowest)
             m[v] = v_max(xv, m[v])
@@ -633,6 +659,7 @@ cdef inline int run_panels(int op, const Task *task, Py_ssize_t begin,
         panel.vectors = <int>((count + VLEN - 1) // VLEN)
         panel.last_count = count - (panel.vectors - 1) * VLEN
         panel.last = v_first(panel.last_count)
+        panel.full = count == columns
         panel.row = row
         panel.x = at(&task.x, outer, inner)
         panel.y = at(&task.y, outer, inner) if task.y.data != NULL else NULL
