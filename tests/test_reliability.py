@@ -102,8 +102,7 @@ def test_error_is_that_of_the_definition(norm, strategy, n_bins, class_wise, wei
 def test_error_as_torchmetrics(norm, n_bins):
     """Where no confidence is at an edge: there torchmetrics has bins [low, high)."""
     torch = pytest.importorskip("torch")
-    reason = "torchmetrics is no extra, because it needs torch"
-    metrics = pytest.importorskip("torchmetrics.functional.classification", reason=reason)
+    metrics = pytest.importorskip("torchmetrics.functional.classification")
     p, labels = predicted(2000, 6)
     theirs = metrics.multiclass_calibration_error(
         torch.from_numpy(p), torch.from_numpy(labels), num_classes=6, n_bins=n_bins, norm=norm
