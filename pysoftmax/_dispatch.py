@@ -117,16 +117,18 @@ def memory_of(**arrays: Any) -> Any:
     return library if isinstance(library, Adapter) and library.in_memory else None
 
 
-# Functions that need the numbers in their arguments: of_any_memory.
+# Functions of the toolkit, which need the numbers in their arguments: of_any_library.
 IMMEDIATE: set[str] = set()
 
 
-def of_any_memory(
+def of_any_library(
     *names: str,
 ) -> Callable[[Callable[Options, Result]], Callable[Options, Result]]:
-    """Let a public function that computes on a backend's arrays take those that lie in memory.
+    """Let a public function of the toolkit, written for a backend's arrays, take those of others.
 
-    `names` are its arguments that may be arrays. What it returns in arrays is of their library.
+    `names` are its arguments that may be arrays, first that whose rows they are. What comes back
+    is of the library of what lies in memory; what becomes of lazy and labelled arrays:
+    `_beyond_memory`.
     """
 
     def decorate(function: Callable[Options, Result]) -> Callable[Options, Result]:
@@ -136,15 +138,28 @@ def of_any_memory(
         @wraps(function)
         def call(*args: Options.args, **options: Options.kwargs) -> Result:
             given = signature.bind(*args, **options).arguments
-            memory = memory_of(**{name: given.get(name) for name in names})
-            if memory is not None:
-                result: Result = memory.call(function.__name__, given)
-                return result
-            return function(*args, **options)
+            library = library_of(**{name: given.get(name) for name in names})
+            result: Result
+            if not isinstance(library, Adapter):
+                result = function(*args, **options)
+            elif library.in_memory:
+                result = library.call(function.__name__, given)
+            elif library.name == "xarray":
+                result = beyond_memory().call_on_labelled(function, names, given)
+            elif library.name == "dask":
+                result = beyond_memory().call_on_lazy(function, names, given)
+            else:
+                result = function(*args, **options)  # which refuses it
+            return result
 
         return call
 
     return decorate
+
+
+def beyond_memory() -> Any:
+    """The module for lazy and labelled arrays, which whoever has none does not import."""
+    return importlib.import_module("pysoftmax._beyond_memory")
 
 
 def backend_of(**arrays: Any) -> Backend:

@@ -9,8 +9,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pysoftmax import _arguments as check
-from pysoftmax._dispatch import backend_of
-from pysoftmax._rows import Part, parts, place, refuse
+from pysoftmax._rows import (
+    Part,
+    backend_of_blocks,
+    chunks,
+    classes_last,
+    in_memory,
+    is_lazy,
+    parts,
+    place,
+    refuse,
+    within,
+)
 from pysoftmax.backends import Array
 
 
@@ -28,8 +38,8 @@ class Labelled:
     Attributes
     ----------
     backend : Backend
-        What all the arrays belong to.
-    scores : ndarray
+        What all the arrays belong to, or the blocks of lazy ones.
+    scores : ndarray or dask.array
         A view of the caller's, with the classes last; at least one row and two classes.
     labels : ndarray
         Integers in [0, n_classes), the shape of `scores` without its last axis.
@@ -41,10 +51,10 @@ class Labelled:
 
     def __init__(self, name: str, scores: Any, labels: Any, axis: Any, sample_weight: Any) -> None:
         self.name = name
-        self.backend = backend_of(
+        self.backend = backend_of_blocks(
             **{name: scores, "labels": labels, "sample_weight": sample_weight}
         )
-        array = self._array(name, scores)
+        array = scores if is_lazy(scores) else self._array(name, scores)
         truth = self._array("labels", labels)
         check.result_dtype(array.dtype)
         axis = check.normalize_axis(axis, array.ndim)
@@ -59,8 +69,7 @@ class Labelled:
         self._check_labels(truth, rows)
         # A single row may come without an axis of rows.
         self.labels = truth.reshape(rows or (1,))
-        self.scores = self.backend.namespace.moveaxis(array, axis, -1)
-        self.scores = self.scores.reshape(*self.labels.shape, self.n_classes)
+        self.scores = classes_last(array, axis)
         self.weight = self._weight(sample_weight, rows)
         self._keep = None
         if self.weight is not None and not self.weight.all():
@@ -72,7 +81,7 @@ class Labelled:
         return check.unmasked(
             self.backend,
             name,
-            values,
+            in_memory(values),
             "give rows the sample_weight 0 instead, or for a class that takes no part the logit "
             "-inf or the probability 0",
         )
@@ -123,16 +132,19 @@ class Labelled:
 
     def blocks(self) -> Iterator[tuple[Array, Array, Array, Part]]:
         """Scores (n, n_classes), labels (n,), weights (n,), and where these rows are."""
-        for part in parts(self.scores.shape):
-            keep = ... if self._keep is None else self._keep[part]
-            scores = self.scores[part][keep].reshape(-1, self.n_classes)
-            labels = self.labels[part][keep].reshape(-1)
-            if self.weight is None:
-                weight = self.backend.namespace.ones(len(labels))
-            else:
-                weight = self.weight[part][keep].reshape(-1)
-            if len(labels):
-                yield scores, labels, weight, part
+        for chunk, (found,) in chunks([self.scores], self.labels.ndim):
+            present = self._array(self.name, found)
+            for part in parts(present.shape):
+                rows = within(chunk, part)
+                keep = ... if self._keep is None else self._keep[rows]
+                scores = present[part][keep].reshape(-1, self.n_classes)
+                labels = self.labels[rows][keep].reshape(-1)
+                if self.weight is None:
+                    weight = self.backend.namespace.ones(len(labels))
+                else:
+                    weight = self.weight[rows][keep].reshape(-1)
+                if len(labels):
+                    yield scores, labels, weight, rows
 
     def refuse(self, bad: Array, values: Array, part: Part, expected: str) -> None:
         """ValueError for the first row of a block where `bad` is true, if there is one."""

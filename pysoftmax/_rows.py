@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+import sys
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from pysoftmax import _arguments as check
+from pysoftmax._dispatch import backend_of, library_of
 from pysoftmax.backends import Array, Backend
 
 # Elements in a block: what is computed of them in float64 stays in a core's cache.
@@ -24,10 +27,59 @@ SLACK = 0.01
 Part = tuple[slice, ...]
 
 
-def classes_last(backend: Backend, array: Array, axis: int) -> Array:
+def is_lazy(values: Any) -> bool:
+    """Whether these are a dask.array, which is read by `chunks`."""
+    dask = sys.modules.get("dask.array")
+    return dask is not None and isinstance(values, dask.Array)
+
+
+def backend_of_blocks(**arrays: Any) -> Backend:
+    """As `backend_of`, for arrays that may be lazy: the backend of their blocks."""
+    library_of(**arrays)
+    for name, array in arrays.items():
+        if is_lazy(array) and np.isnan(array.shape).any():
+            raise ValueError(
+                f"{name} must have chunks of known sizes: call compute_chunk_sizes() first"
+            )
+    return backend_of(
+        **{name: array._meta if is_lazy(array) else array for name, array in arrays.items()}
+    )
+
+
+def in_memory(values: Any) -> Any:
+    """`values`, computed if they are lazy."""
+    return values.compute() if is_lazy(values) else values
+
+
+def chunks(arrays: Sequence[Array], n_axes: int) -> Iterator[tuple[Part, Sequence[Array]]]:
+    """Arrays with the same `n_axes` axes of rows first, as parts that lie in memory.
+
+    Lazy ones are computed together, a chunk of rows after the other, so that what they share is
+    computed once; others are one part.
+    """
+    lazy = next(filter(is_lazy, arrays), None)
+    if lazy is None:
+        yield (), arrays
+        return
+    compute: Any = sys.modules["dask"].compute
+    ends = [np.cumsum((0, *sizes)).tolist() for sizes in lazy.chunks[:n_axes]]
+    for part in itertools.product(*(itertools.starmap(slice, itertools.pairwise(e)) for e in ends)):
+        yield part, compute(*(array[part] for array in arrays))
+
+
+def within(chunk: Part, part: Part) -> Part:
+    """The part of all rows that is a part of a chunk of them."""
+    if not chunk:
+        return part
+    *before, last = chunk[: len(part)]
+    cut = slice(last.start + part[-1].start, min(last.start + part[-1].stop, last.stop))
+    return (*before, cut, *chunk[len(part) :])
+
+
+def classes_last(array: Array, axis: int) -> Array:
     """A view with the classes last and at least one axis of rows."""
-    moved = backend.namespace.moveaxis(array, axis, -1)
-    return moved if moved.ndim > 1 else moved.reshape(1, -1)
+    moved = array.transpose([*(i for i in range(array.ndim) if i != axis), axis])
+    return moved if moved.ndim > 1 else moved[None]
 
 
 def parts(shape: tuple[int, ...], limit: int = BLOCK) -> Iterator[Part]:

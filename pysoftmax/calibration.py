@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 
 from pysoftmax import _arguments as check
 from pysoftmax import _extras
-from pysoftmax._dispatch import library_of, memory_of, of_any_memory
+from pysoftmax._dispatch import library_of, memory_of, of_any_library
 from pysoftmax._labelled import Labelled, host
 from pysoftmax._losses import cross_entropy_with_grad
 from pysoftmax._softmax import log_softmax, softmax
@@ -158,7 +158,10 @@ class VectorScaling:
         library: Any = library_of(logits=logits)
         computes = not isinstance(library, Adapter)  # and is not lazy or labelled
         array = library.as_array(logits) if computes else logits
-        axis = check.normalize_axis(self.axis, array.ndim)
+        axis = self.axis
+        if hasattr(array, "get_axis_num") and not hasattr(axis, "__index__"):
+            axis = array.get_axis_num(axis)  # the name of a dimension
+        axis = check.normalize_axis(axis, array.ndim)
         if array.shape[axis] != len(self.scale):
             raise ValueError(
                 f"expected logits with {len(self.scale)} classes along axis {self.axis}, "
@@ -178,7 +181,7 @@ class VectorScaling:
         return library.wrap(result.astype(wanted, copy=False), logits)
 
 
-@of_any_memory("logits", "labels", "sample_weight")
+@of_any_library("logits", "labels", "sample_weight")
 def fit_temperature(
     logits: Any,
     labels: Any,
@@ -261,7 +264,7 @@ def fit_temperature(
     return result
 
 
-@of_any_memory("logits", "labels", "sample_weight")
+@of_any_library("logits", "labels", "sample_weight")
 def fit_vector_scaling(
     logits: Any,
     labels: Any,

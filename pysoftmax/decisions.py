@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pysoftmax import _arguments as check
-from pysoftmax._dispatch import backend_of, of_any_memory
+from pysoftmax._dispatch import backend_of, of_any_library
 from pysoftmax._rows import (
     LARGE_BLOCK,
     classes_last,
@@ -26,7 +26,7 @@ from pysoftmax._rows import (
     refuse,
 )
 from pysoftmax.backends import Array
-from pysoftmax.reliability import labelled_probabilities
+from pysoftmax.reliability import LabelledProbabilities
 
 __all__ = [
     "RiskCoverageCurve",
@@ -72,7 +72,7 @@ class TopK(NamedTuple):
     indices: Any
 
 
-@of_any_memory("probabilities")
+@of_any_library("probabilities")
 def decide(
     probabilities: Any,
     threshold: float,
@@ -138,7 +138,7 @@ def decide(
     )
     check.result_dtype(array.dtype)
     axis = check.normalize_axis(axis, array.ndim)
-    scores = classes_last(backend, array, axis)
+    scores = classes_last(array, axis)
     *rows, classes = scores.shape
     if classes < 2:
         raise ValueError(
@@ -161,7 +161,7 @@ def decide(
     return backend.wrap(result.reshape(check.reduced_shape(array.shape, (axis,))), None)
 
 
-@of_any_memory("probabilities", "labels", "sample_weight")
+@of_any_library("probabilities", "labels", "sample_weight")
 def risk_coverage_curve(
     probabilities: Any, labels: Any, *, axis: int = -1, sample_weight: Any = None
 ) -> RiskCoverageCurve:
@@ -200,11 +200,13 @@ def risk_coverage_curve(
     >>> thresholds[risk <= 0.1].min()  # decides three quarters, at no error
     np.float64(0.7)
     """
-    data = labelled_probabilities(probabilities, labels, axis, sample_weight)
+    data = LabelledProbabilities(probabilities, labels, axis, sample_weight)
     xp = data.backend.namespace
-    confidence = data.flat(data.scores.max(axis=-1)).astype(np.float64)
-    wrong = data.flat(data.scores.argmax(axis=-1) != data.labels)
-    weight = xp.ones(len(wrong)) if data.weight is None else data.flat(data.weight)
+    found = [
+        (block.max(axis=-1).astype(np.float64), block.argmax(axis=-1) != truth, weight)
+        for block, truth, weight, _ in data.blocks()
+    ]
+    confidence, wrong, weight = map(xp.concatenate, zip(*found, strict=True))
     order = xp.argsort(-confidence, kind="stable")
     confidence = confidence[order]
     last = xp.append(confidence[1:] != confidence[:-1], True)
@@ -213,7 +215,7 @@ def risk_coverage_curve(
     return RiskCoverageCurve(decided / decided[-1], errors / decided, confidence[last])
 
 
-@of_any_memory("scores")
+@of_any_library("scores")
 def top_k(scores: Any, k: int, *, axis: int = -1) -> TopK:
     """The k largest scores of each row and their classes, in descending order.
 
@@ -261,7 +263,7 @@ def top_k(scores: Any, k: int, *, axis: int = -1) -> TopK:
     array = check.unmasked(backend, "scores", scores, "fill them first, for instance with -inf")
     check.result_dtype(array.dtype)
     axis = check.normalize_axis(axis, array.ndim)
-    rows = classes_last(backend, array, axis)
+    rows = classes_last(array, axis)
     classes = rows.shape[-1]
     if not 1 <= k <= classes:
         raise ValueError(f"k must be in [1, {classes}], the number of classes, got {k}")
@@ -282,7 +284,7 @@ def top_k(scores: Any, k: int, *, axis: int = -1) -> TopK:
     return TopK(back(values), back(indices))
 
 
-@of_any_memory("labels")
+@of_any_library("labels")
 def class_weight(mode: str, labels: Any, *, n_classes: int | None = None) -> Any:
     """Weights under which all classes count the same, however many labels they have.
 
@@ -346,7 +348,7 @@ def class_weight(mode: str, labels: Any, *, n_classes: int | None = None) -> Any
     return truth.size / (classes * counts)
 
 
-@of_any_memory("logits", "prior")
+@of_any_library("logits", "prior")
 def logit_adjust(logits: Any, prior: Any, tau: float = 1.0, *, axis: int = -1) -> Any:
     """Logits less the logarithm of how common their classes are: ``x_c - tau * log(prior_c)``.
 

@@ -23,10 +23,17 @@ from numpy.typing import NDArray
 from pysoftmax import _arguments as check
 from pysoftmax import _extras
 from pysoftmax._confidence import BUFFER, Counts, Cuts, Drift, drift, mapping, naturals, sequence
-from pysoftmax._dispatch import backend_of, memory_of
+from pysoftmax._dispatch import backend_of, beyond_memory, library_of, memory_of
 from pysoftmax._labelled import host
 from pysoftmax._monitor_views import Collector, Point, draw
-from pysoftmax._rows import LARGE_BLOCK, SLACK, classes_last
+from pysoftmax._rows import (
+    LARGE_BLOCK,
+    SLACK,
+    backend_of_blocks,
+    chunks,
+    classes_last,
+    in_memory,
+)
 from pysoftmax._softmax import softmax
 from pysoftmax.backends import Array, Backend
 from pysoftmax.backends import numpy as numpy_backend
@@ -349,13 +356,23 @@ class ConfidenceMonitor:
             raise ValueError("expected either probabilities or logits")
         if logits is None and not (isinstance(temperature, int | float) and temperature == 1):
             raise ValueError("temperature divides logits: give these, or no temperature")
+        name, values = ("probabilities", probabilities) if logits is None else ("logits", logits)
+        if type(values) is not np.ndarray:
+            library = library_of(**{name: values}).name
+            if library == "xarray":
+                given = {name: values, "temperature": temperature, "axis": axis}
+                self.update(**beyond_memory().unlabelled(given, (name,))[0])
+                return
+            if library == "dask":
+                self._update_lazily(name, values, axis, temperature)
+                return
         backend, rows, axis = self._given(probabilities, logits, axis)
         divisor: Any = 1.0
         if logits is not None:
             shape = check.reduced_shape(np.shape(rows), (axis,))
             divisor = check.check_temperature(backend, temperature, shape)
         if axis != 1 or rows.ndim != 2:
-            rows = classes_last(backend, rows, axis)
+            rows = classes_last(rows, axis)
         n = math.prod(rows.shape[:-1])
         with self._lock:
             position = self._offered
@@ -374,6 +391,30 @@ class ConfidenceMonitor:
             if len(watched):
                 self._watch(backend, watched)
             begin += len(block)
+
+    def _update_lazily(self, name: str, values: Any, axis: Any, temperature: Any) -> None:
+        """Take in a dask.array, a chunk of rows after the other."""
+        backend = backend_of_blocks(**{name: values})
+        axis = self._axis(name, values.shape, axis)
+        rows = classes_last(values, axis)
+        divisor = check.check_temperature(
+            backend, in_memory(temperature), check.reduced_shape(values.shape, (axis,))
+        )
+        for part, (block,) in chunks([rows], rows.ndim - 1):
+            degrees = divisor
+            if not isinstance(divisor, float):
+                degrees = divisor.reshape(rows.shape[:-1])[part]
+            self.update(**{name: block}, temperature=degrees)
+
+    def _axis(self, name: str, shape: tuple[int, ...], axis: Any) -> int:
+        """The axis of the classes, of which there must be as many as the monitor has."""
+        position = check.normalize_axis(axis, len(shape))
+        if shape[position] != self.n_classes:
+            raise ValueError(
+                f"{name} must have {self.n_classes} classes along axis {position}, "
+                f"got shape {shape}"
+            )
+        return position
 
     def _given(self, probabilities: Any, logits: Any, axis: Any) -> tuple[Backend, Array, int]:
         """What is given, as an array of a backend with the right number of classes."""
@@ -394,13 +435,7 @@ class ConfidenceMonitor:
                 "for a class that takes no part give the logit -inf or the probability 0",
             )
             check.result_dtype(array.dtype)
-        axis = check.normalize_axis(axis, array.ndim)
-        if array.shape[axis] != self.n_classes:
-            raise ValueError(
-                f"{name} must have {self.n_classes} classes along axis {axis}, "
-                f"got shape {array.shape}"
-            )
-        return backend, array, axis
+        return backend, array, self._axis(name, array.shape, axis)
 
     def _watch(self, backend: Backend, block: Array) -> None:
         """Take rows of probabilities in: large blocks at once, small ones together with others."""

@@ -8,15 +8,15 @@ its mean confidence. Bins are (low, high], with 0 in the first and 1 in the last
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 
 from pysoftmax import _extras
-from pysoftmax._dispatch import of_any_memory
+from pysoftmax._dispatch import of_any_library
 from pysoftmax._labelled import Labelled, host
-from pysoftmax._rows import faults
+from pysoftmax._rows import Part, faults
 from pysoftmax._softmax import softmax
 from pysoftmax.backends import Array
 
@@ -54,7 +54,7 @@ class ReliabilityCurve(NamedTuple):
     edges: Any
 
 
-@of_any_memory("probabilities", "labels", "sample_weight")
+@of_any_library("probabilities", "labels", "sample_weight")
 def reliability_curve(
     probabilities: Any,
     labels: Any,
@@ -112,13 +112,14 @@ def reliability_curve(
     array([0, 0, 1, 2])
     """
     _check_bins(n_bins, strategy)
-    data = labelled_probabilities(probabilities, labels, axis, sample_weight)
+    data = LabelledProbabilities(probabilities, labels, axis, sample_weight)
     if pos_label is not None and not 0 <= operator.index(pos_label) < data.n_classes:
         raise ValueError(f"pos_label must be in [0, {data.n_classes}), got {pos_label}")
-    return _curve(data, pos_label, n_bins, strategy)
+    classes = None if pos_label is None else slice(pos_label, pos_label + 1)
+    return _curves(data, classes, n_bins, strategy)[0]
 
 
-@of_any_memory("probabilities", "labels", "sample_weight")
+@of_any_library("probabilities", "labels", "sample_weight")
 def expected_calibration_error(
     probabilities: Any,
     labels: Any,
@@ -175,12 +176,11 @@ def expected_calibration_error(
     if norm not in NORMS:
         raise ValueError(f"norm must be one of {', '.join(NORMS)}, got {norm!r}")
     _check_bins(n_bins, strategy)
-    data = labelled_probabilities(probabilities, labels, axis, sample_weight)
-    classes = range(data.n_classes) if class_wise else [None]
-    return _error([_curve(data, label, n_bins, strategy) for label in classes], norm)
+    data = LabelledProbabilities(probabilities, labels, axis, sample_weight)
+    return _error(_curves(data, slice(None) if class_wise else None, n_bins, strategy), norm)
 
 
-@of_any_memory("probabilities", "labels", "sample_weight")
+@of_any_library("probabilities", "labels", "sample_weight")
 def brier_score(
     probabilities: Any, labels: Any, *, axis: int = -1, sample_weight: Any = None
 ) -> float:
@@ -212,7 +212,7 @@ def brier_score(
     >>> round(brier_score([[0.9, 0.1], [0.4, 0.6]], [0, 0]), 4)
     0.37
     """
-    data = labelled_probabilities(probabilities, labels, axis, sample_weight)
+    data = LabelledProbabilities(probabilities, labels, axis, sample_weight)
     total = 0.0
     for block, truth, weight, _ in data.blocks():
         misses = block.astype(np.float64)
@@ -221,7 +221,7 @@ def brier_score(
     return total / data.total
 
 
-@of_any_memory("probabilities", "labels", "sample_weight")
+@of_any_library("probabilities", "labels", "sample_weight")
 def negative_log_likelihood(
     probabilities: Any, labels: Any, *, axis: int = -1, sample_weight: Any = None
 ) -> float:
@@ -248,7 +248,7 @@ def negative_log_likelihood(
     >>> round(negative_log_likelihood([[0.9, 0.1], [0.4, 0.6]], [0, 0]), 4)
     0.5108
     """
-    data = labelled_probabilities(probabilities, labels, axis, sample_weight)
+    data = LabelledProbabilities(probabilities, labels, axis, sample_weight)
     xp = data.backend.namespace
     total = 0.0
     for block, truth, weight, _ in data.blocks():
@@ -451,48 +451,86 @@ def _check_bins(n_bins: int, strategy: str) -> None:
         raise ValueError(f"strategy must be one of {', '.join(STRATEGIES)}, got {strategy!r}")
 
 
-def labelled_probabilities(
-    probabilities: Any, labels: Any, axis: int, sample_weight: Any
-) -> Labelled:
-    """Rows that are distributions, with their labels."""
-    data = Labelled("probabilities", probabilities, labels, axis, sample_weight)
-    for block, _, _, part in data.blocks():
-        for bad, found, expected in faults(block):
-            data.refuse(bad, found, part, expected)
-    return data
+class LabelledProbabilities(Labelled):
+    """Rows that are distributions, with their labels: checked while they are first read."""
+
+    def __init__(self, probabilities: Any, labels: Any, axis: int, sample_weight: Any) -> None:
+        super().__init__("probabilities", probabilities, labels, axis, sample_weight)
+        self._checked = False
+
+    def blocks(self) -> Iterator[tuple[Array, Array, Array, Part]]:
+        for block, labels, weight, part in super().blocks():
+            if not self._checked:
+                for bad, found, expected in faults(block):
+                    self.refuse(bad, found, part, expected)
+            yield block, labels, weight, part
+        self._checked = True
 
 
-def _curve(data: Labelled, label: int | None, n_bins: int, strategy: str) -> ReliabilityCurve:
-    """The curve of a class, or of the most probable one of each row."""
+def _predictions(data: Labelled, classes: slice | None) -> Iterator[tuple[Array, Array, Array]]:
+    """Confidence and whether it is right, (rows, predictions) each, and the rows' weights.
+
+    Of the most probable class of each row, or of some classes.
+    """
     xp = data.backend.namespace
-    if label is None:
-        confidence, right = data.scores.max(axis=-1), data.scores.argmax(axis=-1) == data.labels
-    else:
-        confidence, right = data.scores[..., label], data.labels == label
-    confidence, right = data.flat(confidence).astype(np.float64), data.flat(right)
-    weight = None if data.weight is None else data.flat(data.weight)
+    for block, labels, weight, _ in data.blocks():
+        if classes is None:
+            confidence = block.max(axis=-1)[:, None]
+            right = (block.argmax(axis=-1) == labels)[:, None]
+        else:
+            confidence = block[:, classes]
+            right = labels[:, None] == xp.arange(data.n_classes)[classes]
+        yield confidence.astype(np.float64), right, weight
+
+
+def _curves(
+    data: Labelled, classes: slice | None, n_bins: int, strategy: str
+) -> list[ReliabilityCurve]:
+    """The curve of the most probable class of each row, or of each of some classes."""
+    xp = data.backend.namespace
     edges = xp.linspace(0, 1, n_bins + 1)
-    if strategy == "quantile":
-        edges[1:-1] = _quantiles(xp, confidence, weight, edges[1:-1])
-        edges = xp.unique(edges)
-    bins = xp.searchsorted(edges[1:-1], confidence, side="left")
+    if strategy == "uniform":
+        sums = sum(_per_bin(xp, edges, *each) for each in _predictions(data, classes))
+        return [_curve(data, edges, *each) for each in sums]
+    # Each class has edges of its own, which are known once all of its rows are.
+    each_class = [None] if classes is None else range(data.n_classes)[classes]
+    curves = []
+    for label in each_class:
+        one = None if label is None else slice(label, label + 1)
+        confidence, right, weight = map(xp.concatenate, zip(*_predictions(data, one), strict=True))
+        inner = _quantiles(xp, confidence[:, 0], weight, edges[1:-1])
+        own = xp.unique(xp.concatenate([edges[:1], inner, edges[-1:]]))
+        curves.append(_curve(data, own, *_per_bin(xp, own, confidence, right, weight)[0]))
+    return curves
 
-    def per_bin(values: Array | None) -> Array:
-        return xp.bincount(bins, weights=values, minlength=len(edges) - 1)
 
-    counts = per_bin(weight)
+def _per_bin(xp: Any, edges: Array, confidence: Array, right: Array, weight: Array) -> Array:
+    """Sums of weight, confidence and right predictions: (predictions of a row, 3, bins)."""
+    n_bins, n = len(edges) - 1, confidence.shape[1]
+    bins = xp.searchsorted(edges[1:-1], confidence, side="left") + n_bins * xp.arange(n)
+    weight = xp.broadcast_to(weight[:, None], bins.shape)
+    sums = [
+        xp.bincount(bins.reshape(-1), weights=each.reshape(-1), minlength=n * n_bins)
+        for each in (weight, confidence * weight, right * weight)
+    ]
+    return xp.stack(sums).reshape(3, n, n_bins).swapaxes(0, 1)
+
+
+def _curve(
+    data: Labelled, edges: Array, counts: Array, confidence: Array, right: Array
+) -> ReliabilityCurve:
+    """The curve of the sums in each bin."""
     with np.errstate(invalid="ignore"):
-        mean, accuracy = (
-            per_bin(each if weight is None else each * weight) / counts
-            for each in (confidence, right)
-        )
+        mean, accuracy = confidence / counts, right / counts
+    # Ones, up to 2^53 of them, have added up without rounding.
+    counts = counts.astype(np.int64) if data.weight is None else counts
     return ReliabilityCurve(mean, accuracy, counts, edges)
 
 
-def _quantiles(xp: Any, values: Array, weight: Array | None, shares: Array) -> Array:
+def _quantiles(xp: Any, values: Array, weight: Array, shares: Array) -> Array:
     """The lowest of `values` at or below which each share of the weight lies."""
     order = xp.argsort(values)
-    below = xp.cumsum(xp.ones(len(values)) if weight is None else weight[order])
+    below = xp.cumsum(weight[order])
     # Less than the rounding of the shares: one that is reached exactly is reached.
     wanted = shares * below[-1] * (1 - 1e-12)
     return values[order][xp.searchsorted(below, wanted, side="left")]

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from pysoftmax import _arguments as check
-from pysoftmax._dispatch import backend_of, of_any_memory
+from pysoftmax._dispatch import backend_of, of_any_library
 from pysoftmax._rows import (
     LARGE_BLOCK,
     MIDDLE_BLOCK,
@@ -38,7 +38,7 @@ __all__ = ["sample"]
 _MANY = 64
 
 
-@of_any_memory("logits", "temperature", "where")
+@of_any_library("logits", "temperature", "where")
 def sample(
     logits: Any,
     *,
@@ -133,12 +133,12 @@ def sample(
     shape = check.reduced_shape(array.shape, (axis,))
     temperature = check.check_temperature(backend, temperature, shape)
     mask = check.check_where(where, array.shape, backend, own)
-    scores = classes_last(backend, array, axis)
+    scores = classes_last(array, axis)
     *rows, classes = scores.shape
     if classes < 1:
         raise ValueError(f"expected at least one class along axis {axis}, got shape {array.shape}")
     if mask is not None:
-        mask = classes_last(backend, mask, axis)
+        mask = classes_last(mask, axis)
 
     uniform = np.random.default_rng(rng).random((math.prod(leading), *rows))
     result = backend.empty(uniform.shape, np.int64, array)

@@ -17,10 +17,20 @@ import numpy as np
 
 from pysoftmax import _arguments as check
 from pysoftmax import _extras
-from pysoftmax._dispatch import backend_of, of_any_memory
+from pysoftmax._dispatch import of_any_library
 from pysoftmax._labelled import host
 from pysoftmax._losses import cross_entropy
-from pysoftmax._rows import SLACK, Part, classes_last, parts
+from pysoftmax._rows import (
+    SLACK,
+    Part,
+    backend_of_blocks,
+    chunks,
+    classes_last,
+    in_memory,
+    is_lazy,
+    parts,
+    within,
+)
 from pysoftmax._sigmoid import sigmoid
 from pysoftmax._softmax import softmax
 from pysoftmax.backends import Array, Backend
@@ -121,7 +131,7 @@ class Report:
             raise ValueError(f"validation failed\n{self}")
 
 
-@of_any_memory("probabilities", "logits", "labels", "temperature")
+@of_any_library("probabilities", "logits", "labels", "temperature")
 def validate(
     probabilities: Any = None,
     logits: Any = None,
@@ -204,7 +214,7 @@ def validate(
     )
 
 
-@of_any_memory("logits", "labels")
+@of_any_library("logits", "labels")
 def check_pairing(
     activation: str | None = None,
     loss: str | None = None,
@@ -372,7 +382,7 @@ class _Outputs:
         given = {name: values for name, values in given.items() if values is not None}
         if not given:
             raise ValueError("expected probabilities, logits or both")
-        self.backend: Backend = backend_of(**given, labels=labels)
+        self.backend: Backend = backend_of_blocks(**given, labels=labels)
         arrays = {name: self._array(name, values) for name, values in given.items()}
         shapes = [array.shape for array in arrays.values()]
         if shapes[0] != shapes[-1]:
@@ -387,12 +397,12 @@ class _Outputs:
         self.outer = check.reduced_shape(shapes[0], (self.axis,))
         self.rows = self.outer or (1,)
         self.n_rows = int(np.prod(self.rows))
-        self.arrays = {
-            name: classes_last(self.backend, array, self.axis) for name, array in arrays.items()
-        }
+        self.arrays = {name: classes_last(array, self.axis) for name, array in arrays.items()}
         self.labels = None if labels is None else self._labels(labels, shapes[0])
 
     def _array(self, name: str, values: Any) -> Array:
+        if is_lazy(values):
+            return values  # what is masked is seen when it is read
         instead = "for a class that takes no part give the logit -inf or the probability 0"
         return check.unmasked(self.backend, name, values, instead)
 
@@ -403,9 +413,9 @@ class _Outputs:
         self.labels_by_class = array.shape == shape
         # The labels of a single output say whether that is right.
         if self.labels_by_class or (self.n_outputs == 1 and array.shape == self.outer):
-            return classes_last(self.backend, array.reshape(shape), self.axis)
+            return classes_last(array.reshape(shape), self.axis)
         if array.shape == self.outer:
-            return array.reshape(self.rows)
+            return self._array("labels", in_memory(array)).reshape(self.rows)
         raise ValueError(
             f"labels must be one per row, {self.outer}, or one per class of each row, {shape}, "
             f"got {array.shape}"
@@ -417,28 +427,36 @@ class _Outputs:
         return self.labels is not None and self.labels.ndim > len(self.rows)
 
     def blocks(self) -> Iterator[_Block]:
-        for part in parts((*self.rows, self.n_outputs)):
-            labels = None
-            if self.labels is not None:
-                shape = (-1, self.n_outputs) if self.one_per_class else (-1,)
-                labels = self.labels[part].reshape(shape)
-            p, x = (self._floats(name, part) for name in ("probabilities", "logits"))
-            yield _Block(part, self._place(part), p, x, labels)
-
-    def _floats(self, name: str, part: Part) -> Array | None:
-        if name not in self.arrays:
-            return None
-        return self.arrays[name][part].reshape(-1, self.n_outputs).astype(np.float64)
+        arrays = {**self.arrays, "labels": self.labels}
+        arrays = {name: array for name, array in arrays.items() if array is not None}
+        for chunk, found in chunks([*arrays.values()], len(self.rows)):
+            present = {
+                name: self._array(name, array) for name, array in zip(arrays, found, strict=True)
+            }
+            for part in parts(present[next(iter(present))].shape):
+                rows = within(chunk, part)
+                labels = None
+                if self.labels is not None:
+                    shape = (-1, self.n_outputs) if self.one_per_class else (-1,)
+                    labels = present["labels"][part].reshape(shape)
+                p, x = (
+                    present[name][part].reshape(-1, self.n_outputs).astype(np.float64)
+                    if name in present
+                    else None
+                    for name in ("probabilities", "logits")
+                )
+                yield _Block(rows, self._place(rows), p, x, labels)
 
     def _place(self, part: Part) -> Callable[..., str]:
         """What names a place in a block by the caller's indices."""
         shape = [len(range(*cut.indices(n))) for cut, n in zip(part, self.rows, strict=False)]
         shape += self.rows[len(part) :]
-        start = part[-1].start
+        starts = [cut.start or 0 for cut in part]
 
         def place(name: str, row: int, column: int | None = None) -> str:
             index: list[Any] = [int(i) for i in np.unravel_index(row, shape)]
-            index[len(part) - 1] += start
+            for axis, start in enumerate(starts):
+                index[axis] += start
             index = index if self.outer else []
             if name != "labels" or self.labels_by_class:
                 index.insert(self.axis, ":" if column is None else column)
@@ -494,7 +512,7 @@ class _Survey:
         self.activation = activation
         self.given = temperature
         self.temperature = check.check_temperature(
-            data.backend, 1.0 if temperature is None else temperature, data.outer
+            data.backend, 1.0 if temperature is None else in_memory(temperature), data.outer
         )
         if activation == "sigmoid" and not np.all(self.temperature):
             raise ValueError("temperature must be > 0 for sigmoid, got 0")

@@ -1,4 +1,8 @@
-"""The classifier's toolkit takes what lies in memory, of whatever library, and answers in kind."""
+"""The classifier's toolkit takes arrays of whatever library.
+
+What lies in memory is answered in kind. Dask's arrays are read a chunk of rows after the other, or
+give lazy results for each row; xarray's keep the coordinates of their rows.
+"""
 
 import numpy as np
 import pytest
@@ -103,10 +107,219 @@ def test_a_monitor_watches_any_of_them(name, library):
     assert theirs.total.to_dict() == ours.total.to_dict()
 
 
-def test_lazy_arrays_are_refused_with_what_to_do():
-    lazy = pytest.importorskip("dask.array").from_array(P)
-    with pytest.raises(TypeError, match=r"probabilities: .* got dask.array.* to an array of NumPy"):
-        ps.brier_score(lazy, LABELS.tolist())
+# ---------------------------------------------------------------------------------------- Dask
+
+PER_ROW = ["decide", "top_k", "logit_adjust", "sample"]
+
+
+def _lazy(value, chunks=(16, 3, 2)):
+    """In chunks of rows, and of classes too."""
+    da = pytest.importorskip("dask.array")
+    if not isinstance(value, np.ndarray):
+        return value
+    return da.from_array(value, chunks=chunks[: value.ndim])
+
+
+def _near(result, expected):
+    """Equal but for the order in which blocks were added up."""
+    if isinstance(expected, tuple):
+        for part, right in zip(result, expected, strict=True):
+            _near(part, right)
+    elif hasattr(expected, "converged"):
+        for name, right in vars(expected).items():
+            if name != "axis":
+                np.testing.assert_allclose(getattr(result, name), right, rtol=1e-6)
+    elif hasattr(expected, "checks"):
+        assert [item.name for item in result.checks] == [item.name for item in expected.checks]
+        assert [item.status for item in result.checks] == [item.status for item in expected.checks]
+    else:
+        np.testing.assert_allclose(result, expected, rtol=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("function", [name for name in ARGUMENTS if name not in PER_ROW])
+def test_few_results_of_lazy_arrays_are_those_of_what_they_hold(function):
+    call = getattr(ps, function)
+    given = {name: _lazy(value) for name, value in ARGUMENTS[function].items()}
+    _near(call(**given), call(**ARGUMENTS[function]))
+
+
+@pytest.mark.parametrize("options", [{"class_wise": True}, {"strategy": "quantile"}])
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_lazy_rows_of_any_dimensions(axis, options):
+    p = np.moveaxis(P.reshape(5, 8, 5), -1, axis)
+    labels, weight = LABELS.reshape(5, 8), (WEIGHT * (WEIGHT > 0.3)).reshape(5, 8)
+    lazy = _lazy(p, (2, 3, 2)), _lazy(labels), _lazy(weight)
+    for measure in (ps.expected_calibration_error, ps.reliability_curve):
+        chosen = options if measure is ps.expected_calibration_error else {}
+        expected = measure(p, labels, axis=axis, sample_weight=weight, **chosen)
+        _near(measure(*lazy[:2], axis=axis, sample_weight=lazy[2], **chosen), expected)
+
+
+def test_what_is_wrong_in_a_later_chunk_is_told_by_its_place():
+    p = P.copy()
+    p[37, 2] = np.nan
+    with pytest.raises(ValueError, match=r"in the row of labels\[37\]"):
+        ps.brier_score(_lazy(p), _lazy(LABELS))
+    report = ps.validate(_lazy(p), _lazy(LOGITS), _lazy(LABELS))
+    assert report.checks == ps.validate(p, LOGITS, LABELS).checks
+    assert report["probabilities are finite"].where == "probabilities[37, 2]"
+    with pytest.raises(ValueError, match=r"probabilities in row"):
+        ps.decide(_lazy(p), 0.5).compute()
+
+
+def test_labels_of_each_class_may_be_lazy():
+    labels = np.eye(5, dtype=int)[LABELS]
+    lazy = ps.validate(_lazy(P), labels=_lazy(labels), activation="sigmoid")
+    assert lazy == ps.validate(P, labels=labels, activation="sigmoid")
+
+
+def test_no_more_than_a_chunk_of_rows_is_in_memory():
+    da = pytest.importorskip("dask.array")
+    shapes = []
+
+    def watched(block):
+        shapes.append(block.shape)
+        return block
+
+    lazy = da.from_array(P, chunks=(16, 5)).map_blocks(watched, dtype=P.dtype, meta=P[:0])
+    with pytest.importorskip("dask").config.set(scheduler="synchronous"):
+        ps.expected_calibration_error(lazy, LABELS.tolist(), class_wise=True)
+    assert shapes == [(16, 5), (16, 5), (8, 5)]  # each once
+
+
+def test_results_for_each_row_are_lazy():
+    for function in PER_ROW[:3]:
+        call = getattr(ps, function)
+        given = {name: _lazy(value) for name, value in ARGUMENTS[function].items()}
+        results, expected = call(**given), call(**ARGUMENTS[function])
+        if not isinstance(expected, tuple):
+            results, expected = (results,), (expected,)
+        for result, right in zip(results, expected, strict=True):
+            assert result.shape == right.shape
+            assert result.dtype == right.dtype
+            assert result.chunks[0] == (16, 16, 8)
+            np.testing.assert_array_equal(result.compute(), right)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("size", [None, 3, (2, 3)])
+def test_lazy_samples(axis, size):
+    logits, where = LOGITS.reshape(8, 5, 5), LOGITS.reshape(8, 5, 5) > -2
+    degrees = np.linspace(0, 2, 5)
+    options = {"size": size, "axis": axis, "rng": 0}
+    drawn = ps.sample(
+        _lazy(logits, (3, 3, 2)),
+        where=_lazy(where, (3, 3, 2)),
+        temperature=_lazy(degrees),
+        **options,
+    )
+    expected = ps.sample(logits, where=where, temperature=degrees, **options)
+    assert drawn.shape == expected.shape
+    found = drawn.compute()
+    np.testing.assert_array_equal(found, drawn.compute())
+    np.testing.assert_array_equal(found[..., 0], expected[..., 0])  # those of temperature 0
+    draws = (-1, *found.shape[found.ndim - 2 :])
+    for each in found.reshape(draws):
+        picked = np.expand_dims(each, axis)
+        assert np.take_along_axis(where, picked, axis).all()
+
+
+def test_lazy_arguments_are_checked_at_once():
+    with pytest.raises(ValueError, match="threshold"):
+        ps.decide(_lazy(P), 2)
+    with pytest.raises(ValueError, match=r"k must be in \[1, 5\]"):
+        ps.top_k(_lazy(P), 6)
+    with pytest.raises(ValueError, match="prior must be > 0"):
+        ps.logit_adjust(_lazy(LOGITS), [0, 0.25, 0.25, 0.25, 0.25])
+    with pytest.raises(ValueError, match="must have 4 classes"):
+        ps.ConfidenceMonitor(4).update(_lazy(P))
+
+
+def test_chunks_of_unknown_size_are_refused_where_rows_are_counted():
+    unknown = _lazy(P)[_lazy(P)[:, 0] > 0.5]
+    with pytest.raises(ValueError, match="compute_chunk_sizes"):
+        ps.brier_score(unknown, LABELS.tolist())
+    assert (ps.decide(unknown, 0.5).compute() == 0).all()
+
+
+def test_a_lazy_row_alone():
+    row = _lazy(P[0], (2,))
+    assert ps.decide(row, 0).compute() == P[0].argmax()
+    np.testing.assert_array_equal(ps.top_k(row, 2).indices.compute(), ps.top_k(P[0], 2).indices)
+    assert ps.brier_score(row, 1) == ps.brier_score(P[0], 1)
+    assert ps.sample(row, temperature=0).compute() == P[0].argmax()
+
+
+@pytest.mark.parametrize("name", ["probabilities", "logits"])
+def test_a_monitor_reads_lazy_and_labelled_arrays(name):
+    xarray = pytest.importorskip("xarray")
+    values, degrees = {"probabilities": P, "logits": LOGITS}[name], np.linspace(1, 2, 40)
+    options = {} if name == "probabilities" else {"temperature": degrees}
+    plain, lazy, named = (ps.ConfidenceMonitor(5, every=3) for _ in range(3))
+    plain.update(**{name: values}, **options)
+    lazy.update(**{name: _lazy(values)}, **options)
+    array = xarray.DataArray(values.T, dims=("digit", "image"))
+    named.update(**{name: array}, axis="digit", **options)
+    assert plain.total.to_dict() == lazy.total.to_dict() == named.total.to_dict()
+
+
+# -------------------------------------------------------------------------------------- xarray
+
+
+def _named(value, name):
+    """A DataArray, the classes first where there are any."""
+    xarray = pytest.importorskip("xarray")
+    if not isinstance(value, np.ndarray):
+        return value
+    dims = {"prior": ["digit"]}.get(name, ["image", "digit"][: value.ndim])
+    coords = {"image": np.arange(40) * 10, "digit": list("abcde")}
+    array = xarray.DataArray(value, {dim: coords[dim] for dim in dims}, dims)
+    return array.T if value.ndim == 2 else array
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("function", ARGUMENTS)
+def test_labelled_arrays_by_the_names_of_their_dimensions(function):
+    call, given = getattr(ps, function), ARGUMENTS[function]
+    named = {name: _named(value, name) for name, value in given.items()}
+    axis = {} if function == "class_weight" else {"axis": "digit"}
+    result, expected = call(**named, **axis), call(**given)
+    if function in PER_ROW:
+        results = result if isinstance(result, tuple) else (result,)
+        for each, right in zip(
+            results, expected if results is result else (expected,), strict=True
+        ):
+            assert list(each.coords["image"]) == list(range(0, 400, 10))
+            assert ("digit" in each.coords) == (function == "logit_adjust")
+            np.testing.assert_array_equal(each.transpose("image", ...).values, right)
+    else:
+        if hasattr(expected, "axis"):
+            assert result.axis == "digit"
+            after = result.apply(named["logits"]).transpose("image", "digit").values
+            np.testing.assert_array_equal(after, expected.apply(LOGITS))
+        _near(result, expected)
+
+
+def test_labelled_draws_and_labelled_lazy_arrays():
+    logits = _named(LOGITS, "logits")
+    assert ps.sample(logits, axis="digit", size=3).dims == ("draw", "image")
+    assert ps.sample(logits, axis="digit", size=(3, 2)).dims == ("draw_0", "draw_1", "image")
+    lazy = ps.decide(_named(P, "probabilities").chunk(image=16), 0.5, axis="digit")
+    assert lazy.chunks == ((16, 16, 8),)
+    np.testing.assert_array_equal(lazy.values, ps.decide(P, 0.5))
+
+
+def test_labelled_arrays_that_do_not_belong_together():
+    xarray = pytest.importorskip("xarray")
+    p, labels = _named(P, "probabilities"), _named(LABELS, "labels")
+    with pytest.raises(xarray.AlignmentError):
+        ps.brier_score(p, labels.assign_coords(image=range(40)), axis="digit")
+    with pytest.raises(TypeError, match="probabilities must be a DataArray"):
+        ps.brier_score(P.tolist(), labels)
+
+
+# ------------------------------------------------------------------------------ what is refused
 
 
 def test_a_traced_array_is_refused_by_what_needs_its_numbers():
