@@ -17,11 +17,11 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stderr
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TextIO, TypeVar
 
 import pysoftmax
 from pysoftmax import _files
@@ -201,6 +201,11 @@ def softmax(args: argparse.Namespace) -> None:
 @command(
     argument("source", metavar="FILE", help=".npy, .npz or CSV file; - for standard input"),
     argument("--logits", action="store_true", help="FILE holds logits, not probabilities"),
+    argument(
+        "--check-against",
+        metavar="LOGITS",
+        help="file of the logits that the probabilities in FILE are made of",
+    ),
     argument("--labels", metavar="FILE", help="the right class of each row"),
     argument("--activation", choices=["softmax", "sigmoid"], help="(softmax)"),
     argument(
@@ -223,15 +228,22 @@ def validate(args: argparse.Namespace) -> int:
     """Go through the checklist before deployment with a classifier's outputs.
 
     Prints what was checked and found. Exit status: 0 if no check failed, 1 if one did. Labels
-    in CSV are one a line, or 0 and 1 for each class; --skip-header holds for both files. Of a
+    in CSV are one a line, or 0 and 1 for each class; --skip-header holds for all files. Of a
     .npz file the array "probabilities" is read, "logits" to check them against and "labels" if it
     has these, and with --logits no probabilities.
     """
     name = "logits" if args.logits else "probabilities"
+    logits_source = args.check_against
+    if args.logits and logits_source:
+        raise ValueError("--check-against is for probabilities: leave out --logits")
+    if logits_source == "-" and "-" in (args.source, args.labels):
+        raise ValueError("standard input holds one of them only: give a file for --check-against")
     outputs, labels = _outputs(args, name)
     given = {name: outputs}
     if not args.logits and _files.holds(args.source, "probabilities", "logits"):
-        given["logits"] = _files.read(args.source, name="logits")
+        logits_source = logits_source or args.source
+    if logits_source:
+        given["logits"] = _files.read(logits_source, skip_header=args.skip_header, name="logits")
     if args.plot:
         _needs_matplotlib("--plot")
         if labels is None or labels.ndim == outputs.ndim or args.activation == "sigmoid":
@@ -560,10 +572,46 @@ def live_line() -> Iterator[Callable[[str], None]]:
         with Console(stderr=True).status("") as status:
             yield status.update
     else:
+        line = _LiveLine(sys.stderr)
+        with redirect_stderr(line):
+            try:
+                yield line.show
+            finally:
+                line.erase()
+
+
+class _LiveLine:
+    """Standard error with a line at its end that is replaced; what is written goes above it."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+        self.shown = ""
+
+    def show(self, text: str) -> None:
+        """Replace the line, by no more than fits into one."""
         try:
-            yield lambda text: print(f"\r{text:<79.79}", end="", file=sys.stderr, flush=True)
-        finally:
-            print("\r" + 79 * " " + "\r", end="", file=sys.stderr, flush=True)
+            columns = os.get_terminal_size(self.stream.fileno()).columns
+        except (OSError, ValueError):
+            columns = 0
+        text = text[: (columns or 80) - 1]
+        self.stream.write(f"\r{text:<{len(self.shown)}}")
+        self.stream.flush()
+        self.shown = text
+
+    def erase(self) -> None:
+        """Take the line away."""
+        if self.shown:
+            self.stream.write("\r" + len(self.shown) * " " + "\r")
+            self.stream.flush()
+            self.shown = ""
+
+    def write(self, text: str) -> int:
+        """Write above the line, which the next `show` brings back."""
+        self.erase()
+        return self.stream.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
 
 
 # -- main ----------------------------------------------------------------------------------

@@ -183,7 +183,7 @@ class ConfidenceMonitor:
         ``{"psi": (0.3, 0.2)}``.
     min_rows : int, default 500
         No alert is raised or cleared as long as the window has fewer rows: their statistics
-        would be noise.
+        would be noise. At most nine tenths of `window`.
 
     See Also
     --------
@@ -248,7 +248,8 @@ class ConfidenceMonitor:
         self.n_bins = _at_least(2, "n_bins", n_bins)
         self.every = _at_least(1, "every", every)
         self.entropy_every = _at_least(0, "entropy_every", entropy_every)
-        self.min_rows = _at_least(1, "min_rows", min_rows)
+        # No more than the window holds when a piece was dropped.
+        self.min_rows = min(_at_least(1, "min_rows", min_rows), self.window - self._piece)
         if self.n_bins > 1 << 12:
             raise ValueError(f"n_bins must be at most 4096, got {n_bins}")
         self.levels = self._levels(levels or {})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -709,6 +710,9 @@ def test_labels_of_each_class_and_headers(run, outputs):
         (["p.npy", "--labels", "half.csv"], ["half.csv", "whole numbers", "0.5"]),
         (["p.npy", "--labels", "p.npy", "--axis", "3"], ["axis 3"]),
         (["p.npy", "--labels", "short.npy"], ["labels must be one per row", "(3,)"]),
+        (["x.npy", "--logits", "--check-against", "x.npy"], ["leave out --logits"]),
+        (["-", "--check-against", "-"], ["standard input", "--check-against"]),
+        (["p.npy", "--check-against", "short.npy"], ["must have one shape"]),
         (["fake.npy"], ["fake.npy is not a .npy file"]),
         (["objects.npy"], ["never unpickled"]),
     ],
@@ -746,6 +750,23 @@ def test_probabilities_are_checked_against_the_logits_in_the_same_file(run, outp
     names = ["probabilities are those of the logits", "temperature is recorded and tested"]
     assert [statuses("--temperature", 2)[name] for name in names] == ["pass", "pass"]
     assert run("validate", "both.npz", "--temperature", 1)[0] == 1
+
+
+def test_probabilities_are_checked_against_the_logits_in_another_file(run, outputs):
+    title, same = "probabilities are those of the logits", ["--check-against", "x.npy", "--json"]
+
+    def status(*args):
+        report = json.loads(run("validate", *args, *same)[1])
+        return {c["name"]: c["status"] for c in report["checks"]}[title]
+
+    assert status("p.npy") == "pass"
+    assert status("p.npy", "--temperature", 2) == "fail"
+    np.savez("both.npz", logits=np.zeros_like(outputs[0]), probabilities=np.load("p.npy"))
+    assert status("both.npz") == "pass"  # the option comes first
+    for name in "px":
+        np.savetxt(f"{name}.csv", np.load(f"{name}.npy"), delimiter=",", header="a,b,c")
+    args = ["p.csv", "--skip-header", 1, "--check-against", "x.csv"]
+    assert run("validate", *args)[0] == 0
 
 
 @pytest.mark.parametrize("args", [["p.npy"], ["x.npy", "--logits", "--temperature", 8]])
@@ -1023,6 +1044,46 @@ def test_a_terminal_sees_a_live_line(stream, monkeypatch, capsys, rich):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     assert cli.main(["monitor", "p.npy", "p.npy"]) == 0
     assert "1200 rows, confidence 0." in capsys.readouterr().err or rich
+
+
+@pytest.mark.parametrize("rich", [False, True])
+def test_what_a_terminal_shows_of_a_slow_stream(rich, monkeypatch):
+    """Alerts stand on lines of their own, the live line is the last, and is gone at the end."""
+    pty = pytest.importorskip("pty")
+    if rich:
+        pytest.importorskip("rich")
+    hidden = "" if rich else "import pysoftmax.cli as c; c.find_spec = lambda name: None"
+    setup = f"from pysoftmax import _watch; _watch._LINE_SECONDS = 0; {hidden}"
+    screen, terminal = pty.openpty()
+    program = [*program_after(setup), "monitor", "--window", "100"]
+    options = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL, "stderr": terminal}
+    monkeypatch.setenv("TERM", "xterm")
+    with subprocess.Popen(program, **options) as process:
+        os.close(terminal)
+        shown = b""
+
+        def until(text):
+            nonlocal shown
+            while text not in shown:
+                shown += os.read(screen, 1 << 16)
+
+        for share, rows in ((0.6, 150), (0.99, 300)):
+            process.stdin.write(rows * f"{share},{1 - share:.2f}\n".encode())
+            process.stdin.flush()
+            until(b"%d rows" % (150 if rows == 150 else 450))
+        until(b"alerts: mean_high")
+        process.stdin.close()
+        with contextlib.suppress(OSError):  # the terminal is gone
+            while more := os.read(screen, 1 << 16):
+                shown += more
+    os.close(screen)
+    assert process.returncode == 1
+    lines = shown.decode().split("\r\n")
+    alerts = [line for line in lines if "mean_high raised" in line]
+    assert len(alerts) == 1
+    # What was on the screen's line before is erased.
+    assert re.split(r"\x1b\[2K|\r", alerts[0])[-1].startswith("pysoftmax: alert mean_high raised")
+    assert "rows" not in re.split(r"\x1b\[2K|\r", shown.decode())[-1]
 
 
 # -- the terminal ----------------------------------------------------------------------------

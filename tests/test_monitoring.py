@@ -804,3 +804,13 @@ def test_the_sums_are_of_whole_numbers():
     exact = int(np.rint(1.01 * 2**48))
     assert counts.confidence.first == len(worst) * exact
     assert counts.confidence.second == len(worst) * exact**2
+
+
+def test_a_small_window_is_judged_however_full_it_is():
+    """It holds nine to ten tenths of its length."""
+    monitor = ps.ConfidenceMonitor(2, window=100)
+    for _ in range(150):
+        monitor.update([[0.99, 0.01]])
+    for _ in range(10):
+        assert {alert.name for alert in monitor.alerts() if alert.value == alert.value}
+        monitor.update([[0.99, 0.01]])
