@@ -401,7 +401,8 @@ def _fit_temperature(
     if largest and not constant:
         temperature = lowest
     elif not constant:
-        temperature, converged = _newton(evaluate, temperature, lowest, highest)
+        worst = float(np.log(data.n_classes))
+        temperature, converged = _newton(evaluate, temperature, lowest, highest, worst)
     at_bound = not constant and temperature in bounds
     problem = ""
     if constant:
@@ -438,11 +439,15 @@ def _newton(
     temperature: float,
     lowest: float,
     highest: float,
+    worst: float,
 ) -> tuple[float, bool]:
-    """The temperature where the gradient is zero, or the bound it points to, and whether found."""
+    """The temperature where the gradient is zero, or the bound it points to, and whether found.
+
+    `worst` is the NLL that is reached by equal probabilities, so that no minimum is above it.
+    """
     low, high, previous = 0.0, np.inf, np.inf
     for _ in range(_MOST_ITERATIONS):
-        _, gradient, curvature = evaluate(temperature)
+        nll, gradient, curvature = evaluate(temperature)
         # The gradient falls as the temperature rises.
         bound = highest if gradient > 0 else lowest
         if gradient == 0 or temperature == bound:
@@ -452,7 +457,9 @@ def _newton(
         else:
             high = temperature
         factor = 1 + abs(gradient) / curvature if 0 < curvature < np.inf else np.inf
-        if factor - 1 <= _TOLERANCE or high <= low * (1 + _TOLERANCE):
+        # Of logits beyond 1e23 times the temperature the curvature is mere rounding.
+        near = factor - 1 <= _TOLERANCE and nll <= worst * (1 + _TOLERANCE)
+        if near or high <= low * (1 + _TOLERANCE):
             return temperature, True
         temperature = temperature * factor if gradient > 0 else temperature / factor
         # Where the likelihood has but an exponential tail, a step gains no more than a factor e.

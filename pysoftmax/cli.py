@@ -369,7 +369,8 @@ def calibrate(args: argparse.Namespace) -> int:
         if isinstance(result, VectorScaling):
             print(f"scales from {result.scale.min():.6g} to {result.scale.max():.6g}\n")
         else:
-            print(f"temperature {result.temperature:.6g}\n")
+            # All digits, so that `validate` finds the probabilities to be those of it.
+            print(f"temperature {result.temperature}\n")
         rows = [[name, *(f"{value:.4f}" for value in pair)] for name, pair in measures.items()]
         table(["", "before", "after"], rows)
     return 0 if result.converged and not result.at_bound else 1

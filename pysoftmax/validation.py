@@ -208,7 +208,7 @@ def validate(
         (
             *survey.checks(),
             _check_loss(activation, loss),
-            _check_outputs(activation, data.n_outputs, n_classes),
+            _check_outputs(survey.activation, data.n_outputs, n_classes),
             *survey.label_checks(),
         )
     )
@@ -545,7 +545,10 @@ class _Survey:
         p, x = block.probabilities, block.logits
         xp = self.data.backend.namespace
         if x is not None:
-            self.finite["logits"].see(xp.isnan(x) | (x == np.inf), block)
+            wrong = xp.isnan(x) | (x == np.inf)
+            if self.activation == "softmax":  # of which such a row has none
+                wrong |= (x == -np.inf).all(axis=-1, keepdims=True)
+            self.finite["logits"].see(wrong, block)
             self._see_raw(x)
             temperature = self._of(block.part)
             computed = self._activate(self.activation, x, temperature)
@@ -706,7 +709,7 @@ class _Survey:
         values = f"{self.data.n_rows * self.data.n_outputs} values"
         if not count:
             return Check(title, PASS, values)
-        kinds = "NaN or infinite" if name == "probabilities" else "NaN or +inf"
+        kinds = "NaN or infinite" if name == "probabilities" else "NaN, +inf or in rows of -inf"
         advice = "look for NaN in the classifier's input, and for overflow before the activation"
         return Check(title, FAIL, f"{count} of {values} {kinds}", watch.first[0], advice)
 
@@ -715,7 +718,7 @@ class _Survey:
         if not watch.counts[0]:
             return Check(title, PASS, self._what())
         measured = f"{watch.counts[0]} outside, by {watch.largest:.3g} at most"
-        advice = "these are no probabilities: apply the activation to the logits"
+        advice = "these are no probabilities: apply the activation, or give them as logits"
         return Check(title, FAIL, measured, watch.first[0], advice)
 
     def _what(self) -> str:

@@ -647,3 +647,15 @@ def test_vector_scaling_without_scipy_names_the_extra(monkeypatch):
     monkeypatch.delitem(sys.modules, "scipy.optimize")
     with pytest.raises(ImportError, match=r"needs scipy: pip install 'pysoftmax\[calibration\]'"):
         ps.fit_vector_scaling(X, [0, 1])
+
+
+@pytest.mark.parametrize("unit", [1e-200, 1e30, 1e100, 1e200])
+def test_the_unit_of_the_logits_does_not_matter_however_far_from_1(unit):
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 3, (50, 4))
+    labels = (logits + rng.gumbel(size=logits.shape)).argmax(axis=1)
+    expected = ps.fit_temperature(logits, labels)
+    found = ps.fit_temperature(logits * unit, labels, bounds=(1e-300, 1e300))
+    assert found.converged
+    assert not found.at_bound
+    assert found.temperature == pytest.approx(expected.temperature * unit, rel=1e-6)

@@ -516,3 +516,14 @@ def test_bad_arguments_are_refused(arguments, error, message):
 def test_bad_arguments_of_pairing_are_refused(arguments, error, message):
     with pytest.raises(error, match=message):
         ps.check_pairing(**arguments)
+
+
+def test_a_row_of_minus_infinity_is_no_distribution():
+    report = ps.validate(logits=[[0.0, -INF], [-INF, -INF]])
+    assert report["logits are finite"].status == "fail"
+    assert report["logits are finite"].where == "logits[1, 0]"
+    assert ps.validate(logits=[[0.0, -INF], [-INF, -INF]], activation="sigmoid").passed
+
+
+def test_one_output_is_no_softmax_which_is_taken_where_none_is_named():
+    assert ps.validate([[1.0], [1.0]])["outputs match classes"].status == "fail"
