@@ -840,7 +840,7 @@ def test_calibrate_writes_a_table_a_picture_and_probabilities(run, digits):
     status, out, err = run("calibrate", "digits.npz", "--plot", "r.png", "--output", "p.npy")
     assert (status, err) == (0, "")
     assert out.startswith("temperature 8.28977")
-    temperature = out.split()[1]  # with too few digits, p.npy would not be of it
+    temperature = out.split()[1]
     np.save("x.npy", x)
     args = ["p.npy", "--check-against", "x.npy", "--temperature", temperature]
     assert run("validate", *args)[0] == 0
