@@ -369,7 +369,7 @@ def calibrate(args: argparse.Namespace) -> int:
         if isinstance(result, VectorScaling):
             print(f"scales from {result.scale.min():.6g} to {result.scale.max():.6g}\n")
         else:
-            # All digits: with six, probabilities differ by as much as `validate` lets pass.
+            # All digits: of six, probabilities may be off by most of what `validate` lets pass.
             print(f"temperature {result.temperature}\n")
         rows = [[name, *(f"{value:.4f}" for value in pair)] for name, pair in measures.items()]
         table(["", "before", "after"], rows)
