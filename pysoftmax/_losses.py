@@ -267,6 +267,15 @@ def holds_labels(target: Array, shape: tuple[int, ...], axis: int) -> bool:
     return False
 
 
+def as_labels(truth: Array, target: Any, ndim: int) -> Array:
+    """The array of `target`, of integers if that is an empty list of labels for logits of `ndim`.
+
+    NumPy makes floats of an empty list.
+    """
+    empty = isinstance(target, list | tuple) and not truth.size and truth.ndim < ndim
+    return truth.astype(np.int64) if empty else truth
+
+
 def check_probabilities(backend: Backend, target: Array) -> None:
     """ValueError for a target probability that is negative or NaN."""
     backend.check_within("target probabilities", target, 0, np.inf)
@@ -369,6 +378,7 @@ def _cross_entropy(
         )
     array = check.unmasked(backend, "logits", logits, WITHOUT_CLASS)
     truth = check.unmasked(backend, "target", target, WITHOUT_CLASS)
+    truth = as_labels(truth, target, array.ndim)
     wanted = check.choose_dtype(array, None)
     axis = check.normalize_axis(axis, array.ndim)
     rows = check.reduced_shape(array.shape, (axis,))

@@ -421,6 +421,20 @@ def test_shapes_that_do_not_fit(function):
             function(x, np.zeros(4, int), weight=weight)
 
 
+def test_an_empty_list_of_labels_is_one_of_labels():
+    no_rows = np.empty((0, 3))
+    for labels in ([], ()):
+        loss, grad = ps.cross_entropy_with_grad(no_rows, labels, weight=[1, 2, 3])
+        assert np.isnan(loss)
+        assert grad.shape == (0, 3)
+        assert ps.cross_entropy(no_rows, labels, reduction="sum") == 0
+    assert np.isnan(ps.cross_entropy(np.empty((2, 5, 0)), [[], []], axis=1))
+    # Of no classes it is one of probabilities; and an array says what it holds.
+    assert ps.cross_entropy(np.empty((1, 0)), [[]]) == 0
+    with pytest.raises(ValueError, match=r"\(0, 3\), got \(0,\)"):
+        ps.cross_entropy(no_rows, np.empty(0))
+
+
 @each(CROSS_ENTROPIES)
 @pytest.mark.parametrize("target", [["a", "b"], [None, 1], [1j, 0]])
 def test_targets_are_integers_or_floats(function, target):

@@ -574,8 +574,9 @@ def _cross_entropy(
     with_grad: bool,
 ) -> tuple[Any, Any]:
     like = _main(logits, target, weight, temperature)
-    x, target, weight = (_lazy(array, like) for array in (logits, target, weight))
+    x, truth, weight = (_lazy(array, like) for array in (logits, target, weight))
     x = _unmasked("logits", x, losses.WITHOUT_CLASS)
+    target = losses.as_labels(truth, target, x.ndim)
     target = _unmasked("target", target, losses.WITHOUT_CLASS)
     weight = _unmasked("weight", weight, losses.WITHOUT_WEIGHT)
     wanted = check.choose_dtype(x, None)
