@@ -4,18 +4,23 @@
 """
 
 import contextlib
+import dataclasses
 import json
 import sys
 from pathlib import Path
 from unittest import mock
 
+import cuda_on_cpu
 import numpy as np
+import on_device
 import pytest
 from cases import CALLS
-from conftest import BACKENDS, Backend
+from conftest import BACKENDS, Backend, of_cupy
+from oracles import assert_same_bytes
 
 import pysoftmax as ps
 from pysoftmax import _losses, _sigmoid, _softmax
+from pysoftmax.backends import cupy as cuda_kernels
 from pysoftmax.backends import numpy as kernels
 
 KEPT = Path(__file__).parents[1] / "docs" / "results" / "arrays.json"
@@ -45,7 +50,13 @@ def address(array):
 def is_zero_copy(backend, function):
     """Whether what the kernels read lies where the caller's arrays lie."""
     _, arrays, options = given(backend, function)
+    options = {k: v for k, v in options.items() if k != "dtype"}  # a conversion is a copy
     seen = set()
+    pointer = cuda_kernels.gpu.pointer
+
+    def spied_pointer(array):
+        seen.add(pointer(array))
+        return pointer(array)
 
     def spied(kernel):
         def call(*arguments):
@@ -61,9 +72,18 @@ def is_zero_copy(backend, function):
                 stack.enter_context(mock.patch.object(module, name, return_value=None))
         for name in KERNELS:
             stack.enter_context(mock.patch.object(kernels, name, spied(getattr(kernels, name))))
+        stack.enter_context(mock.patch.object(cuda_kernels.gpu, "pointer", spied_pointer))
         getattr(ps, function)(**arrays, **options)
     mine = {address(backend.asnumpy(a)) for name, a in arrays.items() if name in MAIN}
     return mine <= seen
+
+
+def assert_bits_of_numpy(backend, function):
+    """That the results are what they are for NumPy's arrays."""
+    values, arrays, options = given(backend, function)
+    results, expected = (parts(getattr(ps, function)(**a, **options)) for a in (arrays, values))
+    for result, wanted in zip(results, expected, strict=True):
+        assert_same_bytes(backend.asnumpy(result), wanted, library=backend.name, function=function)
 
 
 def is_lazy(backend, function):
@@ -108,6 +128,8 @@ PROPERTIES = {
 def tried(backend):
     """The type of a result, and for every property the functions that have it."""
     with backend.context():
+        for function in CALLS:
+            assert_bits_of_numpy(backend, function)
         kind = type(ps.softmax(backend.asarray(np.zeros((2, 3)))))
         result = f"{kind.__module__.partition('.')[0]}.{kind.__qualname__}"
         found = {name: [f for f in CALLS if has(backend, f)] for name, has in PROPERTIES.items()}
@@ -123,10 +145,16 @@ def _pandas():
     return Backend("pandas", pandas, pandas.DataFrame, asarray, np.asarray)
 
 
-# pandas, of two dimensions at most, has no part in the tests that ask for ``backend``; CuPy's
-# arrays, which need a GPU, have none in the table.
-LIBRARIES = {**BACKENDS, "pandas": _pandas}
-del LIBRARIES["cupy"]
+def _cupy():
+    """CuPy's backend, its kernels executed on the CPU whether there is a GPU or not."""
+    if cuda_on_cpu.compiler_is_missing():
+        pytest.skip(f"needs {cuda_on_cpu.COMPILER}")
+    backend = of_cupy(on_device.HarnessArrays())
+    return dataclasses.replace(backend, device="CUDA (tried with its kernels run on the CPU)")
+
+
+# pandas, of two dimensions at most, has no part in the tests that ask for ``backend``.
+LIBRARIES = {**BACKENDS, "cupy": _cupy, "pandas": _pandas}
 
 
 def main():

@@ -113,8 +113,8 @@ def _dask():
     )
 
 
-def _cupy():
-    arrays = on_device.arrays()
+def of_cupy(arrays):
+    """CuPy's backend over its arrays, or over what stands for them."""
     context = contextlib.nullcontext if arrays.on_gpu else on_device.harness
     return Backend(
         "cupy",
@@ -137,7 +137,7 @@ BACKENDS = {
     "array_api_strict": _array_api,
     "xarray": _xarray,
     "dask": _dask,
-    "cupy": _cupy,
+    "cupy": lambda: of_cupy(on_device.arrays()),
 }
 
 # The kernels of these backends are run at every length; all others compute with NumPy's.
@@ -190,7 +190,7 @@ def kernels(request):
     if getattr(request, "param", "numpy") == "numpy":
         yield
         return
-    library = _cupy()
+    library = BACKENDS["cupy"]()
     with library.context(), on_device.kernels_of_cupy(on_device.arrays()):
         yield
 

@@ -45,9 +45,13 @@ class LaunchError(RuntimeError):
     """What a device would refuse, hang at or leave undefined."""
 
 
+def compiler_is_missing():
+    return shutil.which(COMPILER) is None
+
+
 def needs_compiler():
     """A mark that skips without g++."""
-    return pytest.mark.skipif(shutil.which(COMPILER) is None, reason=f"needs {COMPILER}")
+    return pytest.mark.skipif(compiler_is_missing(), reason=f"needs {COMPILER}")
 
 
 @functools.cache

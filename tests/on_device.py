@@ -74,7 +74,9 @@ class CupyArrays:
 
 
 class DeviceArray(np.ndarray):
-    """Stands for cupy.ndarray."""
+    """Stands for cupy.ndarray, also by name."""
+
+    __module__, __qualname__ = "cupy", "ndarray"
 
 
 class HarnessArrays:
