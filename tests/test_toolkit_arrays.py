@@ -38,6 +38,13 @@ ARGUMENTS = {
 ZERO_COPY = ["torch", "jax", "array_api_strict"]
 
 
+@pytest.fixture(autouse=True)
+def _scipy(request):
+    """Vector scaling needs it, which only the extra of JAX brings too."""
+    if "fit_vector_scaling" in request.node.name:
+        pytest.importorskip("scipy")
+
+
 def _into(library):
     module = pytest.importorskip("jax.numpy" if library == "jax" else library)
     return lambda value: module.asarray(value) if isinstance(value, np.ndarray) else value

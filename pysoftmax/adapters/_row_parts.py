@@ -98,7 +98,7 @@ def _scale(maximum: Array, new: Array, temperature: Array) -> Array:
     with np.errstate(all="ignore"):
         difference, lost = _difference(maximum, new)
         scale = np.exp(_exponent(difference, maximum, temperature))
-        scale = scale + scale * np.where(lost == 0, 0, lost / temperature)
+        scale = scale + scale * _lost_of_exponent(lost, temperature)
     return np.where(maximum == -np.inf, 0, scale)
 
 
@@ -117,6 +117,12 @@ def _exponent(difference: Array, x: Array, temperature: Array) -> Array:
     kept = (difference == 0) | np.isinf(difference)
     result = np.where(kept, difference, difference / temperature)
     return np.where((temperature == np.inf) & np.isfinite(x), 0, result)
+
+
+def _lost_of_exponent(lost: Array, temperature: Array) -> Array:
+    """lost / T, and 0 where that is no number: the term is 0 there, or nothing was lost."""
+    quotient = lost / temperature
+    return np.where(np.isfinite(quotient), quotient, 0)
 
 
 def _add(high: Array, low: Array, other: Array, other_low: Any) -> tuple[Array, Array]:
@@ -200,7 +206,7 @@ def _probabilities(x: Array, whole: Array, dtype: Any) -> Array:
         return result
     difference, lost = _difference(x, maximum)
     result = np.exp(_exponent(difference, x, degrees)) / total
-    return result + result * np.where(lost == 0, 0, lost / degrees)
+    return result + result * _lost_of_exponent(lost, degrees)
 
 
 def _log_probabilities(x: Array, whole: Array, dtype: Any) -> Array:
