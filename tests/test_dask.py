@@ -456,6 +456,15 @@ def test_special_rows_are_those_of_arrays_in_memory(special, columns, temperatur
                 assert_as_in_memory(function, special, columns=columns, **options)
 
 
+@pytest.mark.parametrize("temperature", [0.0, 5e-324, 1e-300])
+def test_the_limit_of_low_temperatures_where_differences_are_rounded(temperature, dtype):
+    x = normal((5, 8), dtype) * np.logspace(-20, 20, 8).astype(dtype)
+    for function in ("softmax", "log_softmax"):
+        assert_as_in_memory(function, x, columns=3, temperature=temperature)
+    labels = x.argmax(axis=1)
+    assert_as_in_memory("cross_entropy", x, labels, columns=3, temperature=temperature)
+
+
 @pytest.mark.parametrize("columns", [1, 2, 3])
 def test_the_uniform_limit_of_log_softmax_is_the_logarithm_of_that_of_softmax(special, columns):
     lazy = da.from_array(special, chunks=(1, columns))
@@ -522,6 +531,8 @@ def test_no_dimension():
     assert ps.log_softmax(x).compute() == 0
     assert ps.logsumexp(x).compute() == 3
     assert ps.sigmoid(x).compute() == ps.sigmoid(np.float32(3))
+    loss = ps.binary_cross_entropy_with_logits(x, da.ones(()))
+    assert loss.compute() == ps.binary_cross_entropy_with_logits(np.float32(3), np.float32(1))
 
 
 def test_one_row():
@@ -532,6 +543,11 @@ def test_one_row():
     want = ps.cross_entropy_with_grad(x, np.asarray(7))
     np.testing.assert_allclose(loss, want[0], rtol=1e-15)
     np.testing.assert_allclose(grad, want[1], rtol=1e-14)
+    options = {"weight": x + 20, "label_smoothing": 0.1}
+    loss = ps.cross_entropy(lazy, da.asarray(7), **{**options, "weight": lazy + 20})
+    np.testing.assert_allclose(
+        loss.compute(), ps.cross_entropy(x, np.asarray(7), **options), rtol=1e-14
+    )
 
 
 @pytest.mark.parametrize("shape", [(0, 5), (4, 0), (0, 0)])
@@ -544,6 +560,54 @@ def test_nothing_in_it(shape):
         for reduction in ("mean", "sum", "none"):
             got = ps.cross_entropy(lazy, da.from_array(labels), reduction=reduction).compute()
             assert_same_bytes(got, ps.cross_entropy(x, labels, reduction=reduction))
+
+
+# Shapes, ways to cut the logits and everything else, with chunks that have nothing in them.
+EMPTY_CHUNKS = [
+    ((2, 3, 4), ((1, 0, 1), (0, 3, 0), (2, 0, 2)), ((2,), (1, 2), (4, 0))),
+    ((4, 1), ((0, 4), (0, 1)), ((3, 1), (1,))),
+    ((4, 1), ((2, 2), (1,)), ((4,), (0, 1, 0))),
+    ((0, 3), ((0, 0), (1, 0, 2)), ((0,), (2, 1))),
+    ((3, 0), ((1, 2), (0, 0)), ((0, 3), (0, 0, 0))),
+    ((0,), ((0, 0),), ((0, 0, 0),)),
+    ((5,), ((0, 2, 3),), ((5,),)),
+]
+
+
+# name -> call of logits, numbers in [0, 1], labels, weights of the last axis and a mask of it
+WITH_EMPTY_CHUNKS = {
+    "softmax_vjp": lambda x, y, t, w, m: ps.softmax_vjp(y, x, None),
+    "logsumexp": lambda x, y, t, w, m: ps.logsumexp(x, b=y, where=m, return_sign=True),
+    **{
+        f"{loss}, {reduction}": lambda x, y, t, w, m, f=function, r=reduction: f(x, y, t, w, r)
+        for reduction in ("none", "mean")
+        for loss, function in {
+            "binary": lambda x, y, t, w, r: ps.binary_cross_entropy_with_logits_with_grad(
+                x, y, weight=w, reduction=r
+            ),
+            "probabilities": lambda x, y, t, w, r: ps.cross_entropy_with_grad(
+                x, y, weight=w, label_smoothing=0.1, reduction=r
+            ),
+            "labels": lambda x, y, t, w, r: ps.cross_entropy_with_grad(
+                x, t, weight=w, label_smoothing=0.1, reduction=r
+            ),
+        }.items()
+    },
+}
+
+
+@pytest.mark.parametrize(("shape", "mine", "others"), EMPTY_CHUNKS)
+@pytest.mark.parametrize("name", WITH_EMPTY_CHUNKS)
+def test_chunks_may_have_nothing_in_them(name, shape, mine, others):
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, shape[-1], shape[:-1]) if shape[-1] else np.full(shape[:-1], -100)
+    weight = rng.random(shape[-1:])
+    arrays = rng.normal(0, 3, shape), rng.random(shape), labels, weight, weight > 0.1
+    chunks = mine, others, others[:-1], others[-1:], others[-1:]
+    lazy = [da.from_array(a, chunks=c) for a, c in zip(arrays, chunks, strict=True)]
+    call = WITH_EMPTY_CHUNKS[name]
+    for got, want in zip(compute(call(*lazy)), in_parts(call(*arrays)), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-13, atol=1e-15)
 
 
 def unknown(array, chunks):

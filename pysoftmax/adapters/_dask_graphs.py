@@ -95,7 +95,8 @@ def _aligned(array: Any, like: Any, index: Index, name: str) -> Operand:
     chunks = {}
     for axis, of in enumerate(index):
         ours, theirs = array.chunks[axis], like.chunks[of]
-        if ours == (1,) or ours == theirs:
+        broadcast = sum(ours) == 1 != sum(theirs)
+        if ours == theirs or (broadcast and len(ours) == 1):
             continue
         if np.isnan((*ours, *theirs)).any():
             if len(ours) != len(theirs):
@@ -104,8 +105,16 @@ def _aligned(array: Any, like: Any, index: Index, name: str) -> Operand:
                     f"of unknown sizes: {UNKNOWN}"
                 )
             continue
-        chunks[axis] = theirs
-    return array.rechunk(chunks) if chunks else array, index
+        chunks[axis] = (1,) if broadcast else theirs
+    return _rechunked(array, chunks), index
+
+
+def _rechunked(array: Any, chunks: dict[int, tuple[int, ...]]) -> Any:
+    """`array` with these chunks along some axes; Dask leaves arrays of no length as they are."""
+    if any(array.shape) or not array.ndim:
+        return array.rechunk(chunks) if chunks else array
+    wanted = tuple(chunks.get(axis, ours) for axis, ours in enumerate(array.chunks))
+    return _lazy(np.empty(array.shape, array.dtype), array, wanted)
 
 
 def _stand_in(array: Any) -> Array:
@@ -128,14 +137,14 @@ def _has_unknown(*arrays: Any) -> bool:
     return any(math.isnan(n) for a in arrays if a is not None for n in a.shape)
 
 
-def _lazy(values: Any, like: Any) -> Any:
+def _lazy(values: Any, like: Any, chunks: Any = -1) -> Any:
     """A dask.array of a list or a number, with blocks of the library that those of `like` are of.
 
     None, and what is lazy already, as it is.
     """
     if values is None or isinstance(values, da.Array):
         return values
-    lazy = da.from_array(np.asarray(values), chunks=-1)
+    lazy = da.from_array(np.asarray(values), chunks=chunks)
     if isinstance(like._meta, np.ndarray):
         return lazy
     meta = meta_from_array(like._meta, ndim=lazy.ndim, dtype=lazy.dtype)
@@ -660,7 +669,7 @@ def _sum_of_weights(target: Any, weight: Any, ignore_index: int) -> Any:
 def _weights_of(labels: Array, weight: Any, *, ignore_index: int) -> Array:
     """The weight of each label, 0 where it is ignored."""
     used = labels != ignore_index
-    weights = used.astype(np.float64)
+    weights = np.where(used, 1.0, 0.0)
     if weight is not None:
         weights[used] = weight[labels[used]]
     return weights
@@ -695,11 +704,17 @@ def _one(number: Any, like: Array) -> Array:
 
 def _flat(array: Any) -> Any:
     """All elements in one axis, in C order."""
-    if array.ndim == 1:
-        return array
+    if array.ndim < 2:
+        return array if array.ndim else array[None]
     if _has_unknown(array):
         raise ValueError(f"a mean or sum over several axes of unknown sizes: {UNKNOWN}")
-    return array.rechunk(dict.fromkeys(range(1, array.ndim), -1)).reshape(-1)
+    array = array.rechunk(dict.fromkeys(range(1, array.ndim), -1))
+    every, each = tuple(range(array.ndim)), math.prod(array.shape[1:])
+    # Dask's own reshape does not take all chunks that have nothing in them.
+    sizes = {0: tuple(rows * each for rows in array.chunks[0])}
+    return _blockwise(
+        np.ravel, "flat", (0,), array, array.dtype, (array, every), adjust_chunks=sizes
+    )
 
 
 def _reduced(loss: Any, count: Any, dtype: Any) -> Any:
@@ -846,7 +861,7 @@ def _cut_losses(
     wanted = check.choose_dtype(x, None)
     sizes = x.chunks[axis]
     offsets = da.from_array(np.cumsum((0, *sizes[:-1])), chunks=1)
-    weights = (weight, None) if weight is None else (weight.rechunk((sizes,)), axes)
+    weights = (weight, None) if weight is None else (_rechunked(weight, {0: sizes}), axes)
     operands = [target, weights, (offsets, axes)]
     truth, index = target
     labels = (truth, index) if truth.dtype.kind in "iu" else (None, None)
@@ -854,7 +869,13 @@ def _cut_losses(
     task = partial(_part_of_loss, with_grad=with_grad, **options)
     parts = _parts(task, name, row_parts.Q + 1, x, axes, [(x, every), degrees, *operands])
     whole = (_joined(x, axes, parts), (x.ndim, *every))
-    task = partial(_loss_of_whole, axis=axis, ignore_index=options["ignore_index"], dtype=dtype)
+    task = partial(
+        _loss_of_whole,
+        axis=axis,
+        ignore_index=options["ignore_index"],
+        classes=x.shape[axis],
+        dtype=dtype,
+    )
     loss = _blockwise(task, name, rows, x, dtype, whole, labels)
     if not with_grad:
         return loss, None
@@ -881,13 +902,13 @@ def _weights_of_block(
 ) -> Array:
     """q of the classes of a block: weight ((1 - smoothing) target + smoothing / classes)."""
     if target.dtype.kind not in "iu":
-        q = target.astype(np.float64) * (1 - smoothing) + smoothing / classes
+        q = target.astype(np.float64) * (1 - smoothing) + smoothing / max(classes, 1)
     else:
         labels = np.expand_dims(target, axis)
-        numbers = np.arange(offset, offset + shape[axis], like=target)
+        numbers = np.arange(offset, offset + shape[axis], like=labels)
         numbers = _along(numbers, axis, len(shape))
         used = labels != ignore_index
-        q = used * ((labels == numbers) * (1 - smoothing) + smoothing / classes)
+        q = used * ((labels == numbers) * (1 - smoothing) + smoothing / max(classes, 1))
     if weight is not None:
         q = q * _along(weight, axis, len(shape))
     return q
@@ -942,11 +963,13 @@ def _part_of_loss(
     return np.stack([*part, own, q])
 
 
-def _loss_of_whole(whole: Array, labels: Any, *, axis: int, ignore_index: int, dtype: Any) -> Array:
+def _loss_of_whole(
+    whole: Array, labels: Any, *, axis: int, ignore_index: int, classes: int, dtype: Any
+) -> Array:
     """The losses of rows that have been joined; all but ignored rows without a sum are NaN."""
     used = True if labels is None else labels != ignore_index
     loss = whole[row_parts.LOSS].squeeze(axis)
-    finite = np.isfinite(whole[row_parts.MAXIMUM].squeeze(axis))
+    finite = np.isfinite(whole[row_parts.MAXIMUM].squeeze(axis)) | (classes == 0)
     loss = np.where(used, np.where(finite, loss, np.nan), 0)
     with np.errstate(over="ignore"):
         return loss.astype(dtype)

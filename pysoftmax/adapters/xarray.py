@@ -68,7 +68,7 @@ class XArray(Adapter):
             # Both ask for the values of the result: labels and attributes are xarray's business.
             if dims:
                 if kept:  # xarray adds these dimensions itself
-                    values = values.reshape([like.sizes[d] for d in like.dims if d not in dims])
+                    values = values[tuple(0 if d in dims else slice(None) for d in like.dims)]
                 return like.reduce(lambda *_, **__: values, dim=dims, keepdims=kept)
             return xarray.apply_ufunc(lambda _: values, like, dask="allowed")
 
