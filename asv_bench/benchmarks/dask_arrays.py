@@ -81,3 +81,44 @@ class Workers:
         return common.ratio(
             lambda: compute(num_workers=workers), lambda: compute(num_workers=1), rounds=3
         )
+
+
+class Processes:
+    """Time of softmax and a sum in worker processes over that in this one, on one thread."""
+
+    params = [[1, 2]]
+    param_names = ["processes"]
+    unit = "of the time without a cluster"
+    version = "1"
+    timeout = 60  # seconds for all of it, so that a cluster that does not answer ends
+
+    def setup(self, processes):
+        array = _library()
+        try:
+            import distributed
+        except ImportError:
+            raise NotImplementedError("distributed is not installed") from None
+        if processes > len(common.available_cores()):
+            raise NotImplementedError("fewer cores")
+        # Where the logits are made is where they are computed on.
+        x = array.random.default_rng(0).normal(size=(4000, 5000), chunks=(250, 5000))
+        self.cluster = distributed.LocalCluster(
+            n_workers=processes, threads_per_worker=1, dashboard_address=None, protocol="tcp://"
+        )
+        self.client = distributed.Client(self.cluster, timeout=30, set_as_default=False)
+        self.there = self.client.persist(x)
+        self.client.compute(self.there.sum()).result(timeout=30)  # wait
+        self.here = x.persist()
+
+    def teardown(self, processes):
+        if hasattr(self, "client"):
+            self.client.close(timeout=10)
+            self.cluster.close(timeout=10)
+
+    def track_scaling(self, processes):
+        softmax = common.public("softmax")
+        return common.ratio(
+            lambda: self.client.compute(softmax(self.there).sum()).result(timeout=30),
+            lambda: softmax(self.here).sum().compute(),
+            rounds=3,
+        )
