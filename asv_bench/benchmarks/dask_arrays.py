@@ -101,7 +101,7 @@ class Processes:
         if processes > len(common.available_cores()):
             raise NotImplementedError("fewer cores")
         # Where the logits are made is where they are computed on.
-        x = array.random.default_rng(0).normal(size=(4000, 5000), chunks=(250, 5000))
+        x = array.random.default_rng(0).normal(size=(4000, 5000), chunks=(1000, 5000))
         self.cluster = distributed.LocalCluster(
             n_workers=processes, threads_per_worker=1, dashboard_address=None, protocol="tcp://"
         )
