@@ -269,18 +269,19 @@ def _first(mask):
 
 
 def assert_same_bytes(actual, expected, **context):
-    """Same shape, dtype and bits (so also the sign of zero)."""
+    """Same shape, dtype and bits (so also the sign of zero); every NaN is like another."""
     __tracebackhide__ = True
     actual, expected = np.asarray(actual), np.asarray(expected)
     label = ", ".join(f"{key}={value}" for key, value in context.items())
     assert actual.shape == expected.shape, f"{label}: {actual.shape}, expected {expected.shape}"
     assert actual.dtype == expected.dtype, f"{label}: {actual.dtype}, expected {expected.dtype}"
     bits = f"u{actual.dtype.itemsize}"
-    a = np.atleast_1d(np.ascontiguousarray(actual)).view(bits)
-    b = np.atleast_1d(np.ascontiguousarray(expected)).view(bits)
-    if not np.array_equal(a, b):
-        at = tuple(int(i) for i in np.argwhere(a != b)[0])
+    a = np.atleast_1d(np.ascontiguousarray(actual))
+    b = np.atleast_1d(np.ascontiguousarray(expected))
+    different = (a.view(bits) != b.view(bits)) & ~(np.isnan(a) & np.isnan(b))
+    if different.any():
+        at = tuple(int(i) for i in np.argwhere(different)[0])
         raise AssertionError(
-            f"{label}: {np.count_nonzero(a != b)} of {a.size} elements differ in bits, first at "
+            f"{label}: {np.count_nonzero(different)} of {a.size} elements differ in bits, first at "
             f"{at}: {np.atleast_1d(actual)[at]!r}, expected {np.atleast_1d(expected)[at]!r}"
         )
