@@ -1,5 +1,6 @@
 """Cross-entropy and binary cross-entropy, with and without their gradients."""
 
+import math
 import operator
 from typing import Any
 
@@ -396,7 +397,7 @@ def _cross_entropy(
 
     divisor: Number = 1.0
     if reduction == "mean":
-        divisor = float(np.prod(rows))
+        divisor = float(math.prod(rows))
         if labelled:
             divisor = backend.sum_of_weights(truth, factors, ignore_index)
     loss = backend.empty(

@@ -553,6 +553,30 @@ def test_the_position_of_the_axis_changes_no_bit(dtype, classes, inner, kind):
         assert_same_bytes(ps.cross_entropy(x, target, 1, **options), want[0], **options)
 
 
+def ways_to_say_it(dtype):
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 5, 7)
+    yield {"target": labels, "temperature": 1.7}
+    yield {"target": labels, "label_smoothing": 0.1}
+    yield {"target": labels, "weight": rng.random(5), "label_smoothing": 1.0}
+    yield {"target": labels, "weight": rng.random(5).astype(dtype), "ignore_index": 2}
+    yield {"target": probabilities_for((7, 5), dtype), "weight": rng.random(5)}
+    for kind in ("i1", "i2", "i4", "u1", "u2", "u4", "u8"):
+        yield {"target": labels.astype(kind), "ignore_index": 3}
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_ordinary_arrays_take_a_shorter_way_to_the_same_bits(dtype, reduction):
+    x = normal((7, 5), dtype)
+    swapped = x.astype(x.dtype.newbyteorder())
+    for options in ways_to_say_it(dtype):
+        want = ps.cross_entropy_with_grad(swapped, reduction=reduction, **options)
+        got = ps.cross_entropy_with_grad(x, reduction=reduction, **options)
+        for a, b in zip(got, want, strict=True):
+            assert_same_bytes(a, b, **options)
+        assert_same_bytes(ps.cross_entropy(x, reduction=reduction, **options), want[0], **options)
+
+
 def test_grad_out_may_be_the_probabilities(dtype):
     x = normal((4, 70), dtype)
     p = probabilities_for((4, 70), dtype)

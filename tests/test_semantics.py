@@ -461,6 +461,24 @@ def test_where_is_broadcast(function, shape):
         assert_same_bytes(function(x, axis, where=where), function(x, axis, where=whole))
 
 
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("n", [3, 65, 513, 2049])
+def test_the_layout_of_where_changes_no_bit(dtype, n, axis):
+    rng = np.random.default_rng(0)
+    shape = [3, 20, 20]
+    shape[axis] = n
+    x, where = normal(shape, dtype), rng.random(shape) < 0.6
+    where[rng.random(shape) < 0.01] = True
+    x[rng.random(shape) < 0.01] = NAN
+    strided = np.zeros((*shape, 2), bool)[..., 0]
+    strided[...] = where
+    for function in (ps.softmax, ps.log_softmax, ps.logsumexp):
+        want = function(x, axis, where=strided)
+        assert_same_bytes(function(x, axis, where=where), want, function=function.__name__)
+        fortran = np.asfortranarray(where)
+        assert_same_bytes(function(x, axis, where=fortran), want, function=function.__name__)
+
+
 @each(ALONG_AXIS)
 def test_where_everywhere_is_no_where(dtype, function):
     x = normal((3, 700), dtype)

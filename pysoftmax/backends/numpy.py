@@ -1,6 +1,7 @@
 """NumPy arrays, through the compiled kernels."""
 
 import array as array_module
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -155,12 +156,12 @@ def _rows(array: Array, axes: tuple[int, ...]) -> Array:
     if last - first + 1 == len(axes):
         shape = array.shape
         return array.reshape(
-            int(np.prod(shape[:first])),
-            int(np.prod(shape[first : last + 1])),
-            int(np.prod(shape[last + 1 :])),
+            math.prod(shape[:first]),
+            math.prod(shape[first : last + 1]),
+            math.prod(shape[last + 1 :]),
         )
     together = np.moveaxis(array, axes, range(array.ndim - len(axes), array.ndim))
-    count = int(np.prod([array.shape[i] for i in axes]))
+    count = math.prod(array.shape[i] for i in axes)
     return together.reshape(-1, count, 1)
 
 

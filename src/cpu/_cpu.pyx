@@ -239,11 +239,29 @@ cdef inline bint plain(const Operand *operand, Py_ssize_t itemsize) noexcept nog
     return operand.data == NULL or operand.n == itemsize
 
 
-cdef int run(Operation op, const Task *task, Py_ssize_t itemsize) noexcept nogil:
+cdef inline void turn(Operand *operand) noexcept nogil:
+    operand.inner = operand.outer
+    operand.outer = 0
+
+
+cdef int run(Operation op, const Task *given, Py_ssize_t itemsize) noexcept nogil:
     """Choose how the task is cut: panels, shared rows, or rows."""
     cdef Table table = float32_table if itemsize == 4 else float64_table
+    cdef Task turned
+    cdef const Task *task = given
     cdef Py_ssize_t rows = task.outer * task.inner, row, panels
     cdef int threads = threads_for(rows * task.n), failed = 0
+    if task.inner == 1 and not (task.mask.data == NULL and plain(&task.x, itemsize)
+                                and plain(&task.y, itemsize) and plain(&task.out, itemsize)):
+        # The same rows in the same order, as neighbours, which are gathered together at least.
+        turned = task[0]
+        turned.inner = task.outer
+        turned.outer = 1
+        turn(&turned.x)
+        turn(&turned.y)
+        turn(&turned.out)
+        turn(&turned.mask)
+        task = &turned
     if threads > 1:
         mark_openmp_used()
     if (table.panels[<int>op] != NULL and task.temperature_step == 0
@@ -502,6 +520,14 @@ cdef inline bint can_hold(object out, cnp.ndarray x) noexcept:
                  or are_apart(<cnp.ndarray>out, x)))
 
 
+cdef inline bint is_mask(object where, cnp.ndarray x) noexcept:
+    """Whether `where` is a C-contiguous array of bool of the shape of x."""
+    return (cnp.PyArray_CheckExact(where)
+            and cnp.PyArray_TYPE(<cnp.ndarray>where) == cnp.NPY_BOOL
+            and cnp.PyArray_CHKFLAGS(<cnp.ndarray>where, cnp.NPY_ARRAY_C_CONTIGUOUS)
+            and cnp.PyArray_SAMESHAPE(<cnp.ndarray>where, x))
+
+
 cdef inline bint fill_task(Task *task, cnp.ndarray x, object axis):
     """(outer, n, inner) of a C-contiguous array; False if the axis is not a plain one."""
     cdef int ndim = cnp.PyArray_NDIM(x), k
@@ -539,20 +565,27 @@ cdef inline object fast_map(Operation op, object x, object axis, object temperat
                             object where, object dtype, object out):
     cdef Task task
     cdef double degrees
-    if where is not None or dtype is not None or not is_simple(x):
+    if dtype is not None or not is_simple(x):
         return None
     if type(temperature) is not float:
         return None
     degrees = temperature
     if not degrees > 0 or not fill_task(&task, <cnp.ndarray>x, axis):
         return None
+    if where is not None and not is_mask(where, <cnp.ndarray>x):
+        return None
     task.temperature = &degrees
     if out is None:
         out = empty_like(<cnp.ndarray>x)
-    elif not can_hold(out, <cnp.ndarray>x):
+    elif not can_hold(out, <cnp.ndarray>x) or not (where is None or are_apart(out, where)):
         return None
     task.out = task.x
     task.out.data = <char *>cnp.PyArray_DATA(<cnp.ndarray>out)
+    if where is not None:
+        task.mask.data = <char *>cnp.PyArray_DATA(<cnp.ndarray>where)
+        task.mask.inner = 1
+        task.mask.n = task.inner
+        task.mask.outer = task.inner * task.n
     run_with_or_without_gil(op, &task, cnp.PyArray_ITEMSIZE(<cnp.ndarray>x))
     return out
 
@@ -666,39 +699,94 @@ cdef inline bint are_labels(object target, cnp.ndarray logits, Py_ssize_t along)
     return True
 
 
+cdef inline object as_int64(object target):
+    """Labels of another integer type that int64 holds, converted; all else as it is."""
+    if (cnp.PyArray_CheckExact(target)
+            and cnp.PyArray_TYPE(<cnp.ndarray>target) in (cnp.NPY_INT8, cnp.NPY_INT16,
+                                                          cnp.NPY_INT32, cnp.NPY_UINT8,
+                                                          cnp.NPY_UINT16, cnp.NPY_UINT32)):
+        return cnp.PyArray_Cast(<cnp.ndarray>target, cnp.NPY_INT64)
+    return target
+
+
+cdef inline object class_weights(object weight, Py_ssize_t classes):
+    """A float64 copy of simple class weights, or None."""
+    if (not is_simple(weight) or cnp.PyArray_NDIM(<cnp.ndarray>weight) != 1
+            or cnp.PyArray_DIM(<cnp.ndarray>weight, 0) != classes):
+        return None
+    return cnp.PyArray_Cast(<cnp.ndarray>weight, cnp.NPY_FLOAT64)
+
+
+cdef inline double sum_of_weights(const Task *task, cnp.ndarray target) except? -1:
+    """The weights of all rows' targets, added in the contract's order."""
+    cdef cnp.ndarray each = cnp.PyArray_EMPTY(
+        cnp.PyArray_NDIM(target), cnp.PyArray_DIMS(target), cnp.NPY_FLOAT64, 0)
+    cdef double *weight = <double *>cnp.PyArray_DATA(each)
+    cdef Py_ssize_t i
+    for i in range(cnp.PyArray_SIZE(target)):
+        weight[i] = 0
+        if task.target[i] != task.ignore_index:
+            weight[i] = task.class_weight[task.target[i]]
+    return total(each)
+
+
 def fast_cross_entropy(logits, target, axis, weight, ignore_index, label_smoothing, reduction,
                        temperature, bint with_grad, grad_out):
-    """(loss, gradient) of simple logits and int64 labels without further options, or None."""
+    """(loss, gradient) of simple logits with simple targets, or None."""
     cdef Task task
     cdef cnp.ndarray loss, x
-    cdef Py_ssize_t i, rows, used = 0
-    cdef double divisor
-    if (weight is not None or type(label_smoothing) is not float or label_smoothing != 0.0
-            or type(temperature) is not float or temperature != 1.0
-            or type(ignore_index) is not int or not is_simple(logits)):
+    cdef cnp.npy_intp[64] shape
+    cdef Py_ssize_t i, along, rows, used = 0
+    cdef int k, ndim
+    cdef double divisor, degrees
+    if (type(label_smoothing) is not float or not 0 <= label_smoothing <= 1
+            or type(temperature) is not float or type(ignore_index) is not int
+            or not is_simple(logits)):
         return None
     x = logits
-    if cnp.PyArray_NDIM(x) < 2 or not fill_task(&task, x, axis):
+    ndim = cnp.PyArray_NDIM(x)
+    degrees = temperature
+    if not degrees > 0 or ndim < 2 or not fill_task(&task, x, axis):
         return None
-    if not are_labels(target, x, axis if axis >= 0 else axis + cnp.PyArray_NDIM(x)):
-        return None
-    if grad_out is not None and not (can_hold(grad_out, x) and are_apart(grad_out, target)):
+    along = axis if axis >= 0 else axis + ndim
+    target = as_int64(target)
+    if grad_out is not None and not (can_hold(grad_out, x) and cnp.PyArray_CheckExact(target)
+                                     and are_apart(grad_out, target)):
         return None
     try:
         task.ignore_index = ignore_index
     except OverflowError:
         return None
+    task.temperature = &degrees
+    task.label_smoothing = label_smoothing
+    if weight is not None:
+        weight = class_weights(weight, task.n)
+        if weight is None:
+            return None
+        task.class_weight = <double *>cnp.PyArray_DATA(<cnp.ndarray>weight)
     rows = task.outer * task.inner
-    task.target = <int64_t *>cnp.PyArray_DATA(<cnp.ndarray>target)
-    for i in range(rows):
-        if task.target[i] != task.ignore_index:
-            if not 0 <= task.target[i] < task.n:
-                return None
-            used += 1
-    divisor = used if reduction == "mean" else 1
+    if are_labels(target, x, along):
+        task.target = <int64_t *>cnp.PyArray_DATA(<cnp.ndarray>target)
+        for i in range(rows):
+            if task.target[i] != task.ignore_index:
+                if not 0 <= task.target[i] < task.n:
+                    return None
+                used += 1
+    elif is_like(target, x) and not_negative(target):
+        task.y = task.x
+        task.y.data = <char *>cnp.PyArray_DATA(<cnp.ndarray>target)
+        used = rows
+    else:
+        return None
+    divisor = 1
+    if reduction == "mean":
+        divisor = used
+        if weight is not None and task.target != NULL:
+            divisor = sum_of_weights(&task, target)
     task.gradient_scale = 1 / divisor if divisor != 0 else 0
-    loss = cnp.PyArray_EMPTY(cnp.PyArray_NDIM(x) - 1, cnp.PyArray_DIMS(<cnp.ndarray>target),
-                             cnp.PyArray_TYPE(x), 0)
+    for k in range(ndim - 1):
+        shape[k] = cnp.PyArray_DIM(x, k if k < along else k + 1)
+    loss = cnp.PyArray_EMPTY(ndim - 1, shape, cnp.PyArray_TYPE(x), 0)
     task.row_out = cnp.PyArray_DATA(loss)
     if with_grad:
         if grad_out is None:
@@ -742,20 +830,29 @@ def fast_binary_cross_entropy(logits, target, weight, pos_weight, reduction, bin
 
 
 cdef inline bint in_unit_interval(cnp.ndarray y) noexcept:
+    return all_up_to(y, 1)
+
+
+cdef inline bint not_negative(cnp.ndarray y) noexcept:
+    return all_up_to(y, INFINITY)
+
+
+cdef inline bint all_up_to(cnp.ndarray y, double highest) noexcept:
+    """Whether all elements are in [0, highest]."""
     cdef void *data = cnp.PyArray_DATA(y)
     cdef Py_ssize_t n = cnp.PyArray_SIZE(y)
     if cnp.PyArray_ITEMSIZE(y) == 4:
-        return all_in_unit_interval[float](<const float *>data, n)
-    return all_in_unit_interval[double](<const double *>data, n)
+        return all_between[float](<const float *>data, n, <float>highest)
+    return all_between[double](<const double *>data, n, highest)
 
 
 ctypedef fused either:
     float
     double
 
-cdef inline bint all_in_unit_interval(const either *y, Py_ssize_t n) noexcept nogil:
+cdef inline bint all_between(const either *y, Py_ssize_t n, either highest) noexcept nogil:
     cdef Py_ssize_t i
     cdef int outside = 0
     for i in range(n):
-        outside |= not (y[i] >= 0 and y[i] <= 1)
+        outside |= not (y[i] >= 0 and y[i] <= highest)
     return not outside
