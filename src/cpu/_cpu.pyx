@@ -529,28 +529,31 @@ cdef inline bint is_mask(object where, cnp.ndarray x) noexcept:
 
 
 cdef inline bint fill_task(Task *task, cnp.ndarray x, object axis):
-    """(outer, n, inner) of a C-contiguous array; False if the axis is not a plain one."""
+    """(outer, n, inner) of a C-contiguous array; False if the axis is not one, or None for all."""
     cdef int ndim = cnp.PyArray_NDIM(x), k
     cdef Py_ssize_t along, itemsize = cnp.PyArray_ITEMSIZE(x)
-    if type(axis) is not int:
-        return False
-    try:
-        along = axis
-    except OverflowError:
-        return False
-    if along < 0:
-        along += ndim
-    if not 0 <= along < ndim:
-        return False
     memset(task, 0, sizeof(Task))
     task.outer = 1
     task.inner = 1
-    for k in range(ndim):
-        if k < along:
-            task.outer *= cnp.PyArray_DIM(x, k)
-        elif k > along:
-            task.inner *= cnp.PyArray_DIM(x, k)
-    task.n = cnp.PyArray_DIM(x, <int>along)
+    if axis is None:
+        task.n = cnp.PyArray_SIZE(x)
+    else:
+        if type(axis) is not int:
+            return False
+        try:
+            along = axis
+        except OverflowError:
+            return False
+        if along < 0:
+            along += ndim
+        if not 0 <= along < ndim:
+            return False
+        for k in range(ndim):
+            if k < along:
+                task.outer *= cnp.PyArray_DIM(x, k)
+            elif k > along:
+                task.inner *= cnp.PyArray_DIM(x, k)
+        task.n = cnp.PyArray_DIM(x, <int>along)
     if task.n == 0 or task.outer == 0 or task.inner == 0:
         return False
     task.x.data = <char *>cnp.PyArray_DATA(x)
@@ -561,15 +564,21 @@ cdef inline bint fill_task(Task *task, cnp.ndarray x, object axis):
     return True
 
 
+cdef inline double degrees_of(object temperature):
+    """A temperature that is a Python number; NaN for all others."""
+    if type(temperature) is float:
+        return temperature
+    if type(temperature) is int and 0 < temperature < 1 << 53:
+        return temperature
+    return NAN
+
+
 cdef inline object fast_map(Operation op, object x, object axis, object temperature,
                             object where, object dtype, object out):
     cdef Task task
-    cdef double degrees
+    cdef double degrees = degrees_of(temperature)
     if dtype is not None or not is_simple(x):
         return None
-    if type(temperature) is not float:
-        return None
-    degrees = temperature
     if not degrees > 0 or not fill_task(&task, <cnp.ndarray>x, axis):
         return None
     if where is not None and not is_mask(where, <cnp.ndarray>x):
@@ -600,31 +609,34 @@ def fast_log_softmax(x, axis, temperature, where, dtype, out):
     return fast_map(LOG_SOFTMAX, x, axis, temperature, where, dtype, out)
 
 
-def fast_logsumexp(x, axis, out):
-    """logsumexp over one axis of a simple array, or None."""
+def fast_logsumexp(x, axis, keepdims, out):
+    """logsumexp of a simple array over one axis or all, or None."""
     cdef Task task
     cdef cnp.npy_intp[64] shape
-    cdef int k, ndim, along
+    cdef int k, ndim, along, kept = 0
     cdef cnp.ndarray result
-    if not is_simple(x) or not fill_task(&task, <cnp.ndarray>x, axis):
+    if type(keepdims) is not bool or not is_simple(x) or not fill_task(&task, <cnp.ndarray>x, axis):
         return None
     ndim = cnp.PyArray_NDIM(<cnp.ndarray>x)
-    if ndim == 1:
-        return None
-    along = axis if axis >= 0 else axis + ndim
-    for k in range(ndim - 1):
-        shape[k] = cnp.PyArray_DIM(<cnp.ndarray>x, k if k < along else k + 1)
+    along = -1 if axis is None else axis if axis >= 0 else axis + ndim
+    for k in range(ndim):
+        if k != along and along >= 0:
+            shape[kept] = cnp.PyArray_DIM(<cnp.ndarray>x, k)
+            kept += 1
+        elif keepdims:
+            shape[kept] = 1
+            kept += 1
     if out is None:
-        result = cnp.PyArray_EMPTY(ndim - 1, shape, cnp.PyArray_TYPE(<cnp.ndarray>x), 0)
+        result = cnp.PyArray_EMPTY(kept, shape, cnp.PyArray_TYPE(<cnp.ndarray>x), 0)
     elif (can_receive(out, <cnp.ndarray>x) and are_apart(<cnp.ndarray>out, <cnp.ndarray>x)
-          and cnp.PyArray_NDIM(<cnp.ndarray>out) == ndim - 1
-          and cnp.PyArray_CompareLists(cnp.PyArray_DIMS(<cnp.ndarray>out), shape, ndim - 1)):
+          and cnp.PyArray_NDIM(<cnp.ndarray>out) == kept
+          and cnp.PyArray_CompareLists(cnp.PyArray_DIMS(<cnp.ndarray>out), shape, kept)):
         result = out
     else:
         return None
     task.row_out = cnp.PyArray_DATA(result)
     run_with_or_without_gil(LOGSUMEXP, &task, cnp.PyArray_ITEMSIZE(<cnp.ndarray>x))
-    return result
+    return result if kept else result[()]
 
 
 def fast_sigmoid(x, dtype, out):
@@ -661,12 +673,9 @@ cdef inline bint is_like(object y, cnp.ndarray x) noexcept:
 def fast_vjp(int operation, grad_output, values, axis, temperature, out):
     """softmax_vjp or log_softmax_vjp of simple arrays, or None."""
     cdef Task task
-    cdef double degrees
+    cdef double degrees = degrees_of(temperature)
     if not is_simple(values) or not is_like(grad_output, <cnp.ndarray>values):
         return None
-    if type(temperature) is not float:
-        return None
-    degrees = temperature
     if not degrees > 0 or not fill_task(&task, <cnp.ndarray>values, axis):
         return None
     if out is None:
@@ -738,14 +747,12 @@ def fast_cross_entropy(logits, target, axis, weight, ignore_index, label_smoothi
     cdef cnp.npy_intp[64] shape
     cdef Py_ssize_t i, along, rows, used = 0
     cdef int k, ndim
-    cdef double divisor, degrees
+    cdef double divisor, degrees = degrees_of(temperature)
     if (type(label_smoothing) is not float or not 0 <= label_smoothing <= 1
-            or type(temperature) is not float or type(ignore_index) is not int
-            or not is_simple(logits)):
+            or type(ignore_index) is not int or axis is None or not is_simple(logits)):
         return None
     x = logits
     ndim = cnp.PyArray_NDIM(x)
-    degrees = temperature
     if not degrees > 0 or ndim < 2 or not fill_task(&task, x, axis):
         return None
     along = axis if axis >= 0 else axis + ndim
