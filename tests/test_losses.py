@@ -477,6 +477,18 @@ def test_a_temperature_for_every_row(dtype):
         assert_same_bytes(got[1][i : i + 1], want[1])
 
 
+def test_the_gradient_at_a_temperature_whose_reciprocal_overflows(dtype):
+    """(Q p - q) / T with the p of temperature 0: almost always too large, too."""
+    x = np.array([[1, 3, 3, 2], [5, 0, 0, 0]], dtype)
+    temperature = 2 * float(np.finfo(dtype).smallest_subnormal)
+    options = {"temperature": temperature, "reduction": "none"}
+    for target in ([3, 0], np.eye(4, dtype=dtype)[[3, 0]]):
+        gradient = np.full_like(x, NAN)
+        loss, _ = ps.cross_entropy_with_grad(x, target, grad_out=gradient, **options)
+        np.testing.assert_array_equal(loss, [INF, 0])
+        np.testing.assert_array_equal(gradient, [[0, INF, INF, -INF], [0, 0, 0, 0]])
+
+
 # --- grad_out -----------------------------------------------------------------------------------
 
 
@@ -582,6 +594,17 @@ def test_grad_out_may_be_the_probabilities(dtype):
     p = probabilities_for((4, 70), dtype)
     want = ps.cross_entropy_with_grad(x, p)
     got = ps.cross_entropy_with_grad(x, p, grad_out=p)
+    assert got[0] == want[0]
+    assert_same_bytes(p, want[1])
+
+
+@pytest.mark.parametrize("inner", [1, 4, 40])
+def test_grad_out_may_be_the_probabilities_of_long_rows(dtype, inner):
+    x = normal((2, 5000, inner), dtype)
+    x[0, 4500, 0] = 1e30  # found out when much of the row is done
+    p = probabilities_for(x.shape, dtype)
+    want = ps.cross_entropy_with_grad(x, p, 1)
+    got = ps.cross_entropy_with_grad(x, p, 1, grad_out=p)
     assert got[0] == want[0]
     assert_same_bytes(p, want[1])
 

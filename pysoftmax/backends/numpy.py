@@ -348,13 +348,14 @@ def cross_entropy(
     axes = (axis,)
     wanted = loss.dtype if grad is None else grad.dtype
     logits = _computable(logits, wanted)
+    if grad is not None and np.may_share_memory(target, grad):
+        # Exponentials are written to the gradient while the targets are still needed.
+        target = target.copy()
     labels = _labels(target) if target.dtype.kind in "iu" else None
-    if labels is not None and grad is not None and np.may_share_memory(labels, grad):
-        labels = labels.copy()
     probabilities = None
     if labels is None:
         probabilities = _rows(_computable(target, logits.dtype), axes)
-    output = None if grad is None else _Output(grad, axes, logits, probabilities)
+    output = None if grad is None else _Output(grad, axes, logits)
     row_out = _row_output(loss)
     cpu.run_rows(
         CROSS_ENTROPY if output is None else CROSS_ENTROPY_WITH_GRAD,
