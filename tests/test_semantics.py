@@ -575,6 +575,18 @@ def test_temperature_infinity_leaves_impossible_classes_out(dtype, axis):
     assert (result[expected == -INF] == -INF).all()
 
 
+@pytest.mark.parametrize("begin", [0, 4096])
+def test_temperature_infinity_with_whole_blocks_of_impossible_classes(dtype, begin):
+    x = normal((3, 6144), dtype)
+    x[1, begin : begin + 2048] = -INF
+    possible = x > -INF
+    expected = oracles.softmax(np.where(possible, 0, -INF).astype(dtype))
+    assert_ulp("softmax", ps.softmax(x, temperature=INF), expected)
+    assert (ps.softmax(x, temperature=INF)[~possible] == 0).all()
+    _, gradient = ps.cross_entropy_with_grad(x, [2500] * 3, temperature=INF)
+    assert (gradient == 0).all()
+
+
 def test_temperature_limits_over_the_unmasked(dtype):
     x = np.array([[5, 9, 1, 5, 2]], dtype)
     where = np.array([[True, False, True, True, False]])

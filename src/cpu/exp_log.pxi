@@ -41,7 +41,8 @@ cdef inline double exponent_of(const View *view, double x) noexcept nogil:
     on it either.
     """
     cdef double z = (x - view.shift) * view.beta_high
-    return 2 * nearbyint(max(z, -<double>ANCHOR) * (LOG2E / 2))
+    # In this order, for a block of -inf at temperature inf, where z is NaN.
+    return 2 * nearbyint(max(-<double>ANCHOR, z) * (LOG2E / 2))
 
 
 cdef inline double lowest_of(const View *view, double exponent) noexcept nogil:

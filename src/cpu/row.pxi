@@ -256,9 +256,9 @@ cdef inline void add_four_exactly(Partial *chunk) noexcept nogil:
 
 
 cdef inline void add_block_as(int kind, bint general, bint dense, const real *x, const real *y,
-                           real *e, bint roomy, Py_ssize_t n, const View *view,
-                           const Maxima *maxima, double exponent,
-                           Partial *block) noexcept nogil:
+                              real *e, bint roomy, Py_ssize_t n, const View *view,
+                              const Maxima *maxima, double exponent,
+                              Partial *block) noexcept nogil:
     cdef Scale scale
     cdef LaneSums sums
     cdef Partial[4] chunk
@@ -652,11 +652,20 @@ cdef inline bint is_one_hot(double temperature) noexcept nogil:
     return 1 / temperature > REAL_MAX
 
 
+cdef inline double limit_weight(const Task *task, Py_ssize_t row, const real *q,
+                                Py_ssize_t c) noexcept nogil:
+    """q of class c, the spike included."""
+    cdef double weight = q[c] if q != NULL else 0
+    if task.target != NULL and task.target[row] == c:
+        weight += spike_weight(task, row)
+    return weight
+
+
 cdef void limit_row(int op, const real *x, const real *q, real *out, const Task *task,
-                    Py_ssize_t row, double m) noexcept nogil:
+                    Py_ssize_t row, double temperature, double m) noexcept nogil:
     """Rows that no arithmetic is needed for: temperature 0, or a maximum of +-inf."""
     cdef Py_ssize_t i, ties = 0
-    cdef double log_s, loss = 0, weight
+    cdef double log_s, loss = 0, weight, total = 0
     cdef bint nan = False
     for i in range(task.n):
         nan = nan or isnan(x[i])
@@ -672,14 +681,17 @@ cdef void limit_row(int op, const real *x, const real *q, real *out, const Task 
         elif op == LOG_SOFTMAX:
             out[i] = <real>(-log_s if x[i] == m else -INFINITY)
         else:
-            # Temperature 0 is refused for gradients, so this is the loss alone.
-            weight = q[i] if q != NULL else 0
-            if task.target != NULL and task.target[row] == i:
-                weight += spike_weight(task, row)
+            weight = limit_weight(task, row, q, i)
+            total += weight
             if weight != 0:
                 loss += weight * log_s if x[i] == m else INFINITY
     if is_loss(op):
         set_row_out(task, row, loss)
+    if op == CROSS_ENTROPY_WITH_GRAD:
+        # Temperature 0 is refused for gradients; one whose reciprocal overflows is not.
+        for i in range(task.n):
+            weight = (total / ties if x[i] == m else 0) - limit_weight(task, row, q, i)
+            out[i] = <real>(task.gradient_scale * weight / temperature)
 
 
 cdef inline void finish(int op, const Task *task, Py_ssize_t row, double temperature,
@@ -1366,18 +1378,18 @@ cdef void large_row(int op, bint dense, const real *x, const real *y, real *out,
             return
     else:
         if is_one_hot(view.temperature):
-            limit_row(op, x, y, out, task, row, row_max(x, n))
+            limit_row(op, x, y, out, task, row, view.temperature, row_max(x, n))
             return
         if stores_exp(op) and not roomy and <const real *>out == x:
             start = row_max(x, n)
             if start == -INFINITY:
-                limit_row(op, x, y, out, task, row, start)
+                limit_row(op, x, y, out, task, row, view.temperature, start)
                 return
         if (not sweep(op, dense, x, y, e, roomy, n, view, start, &whole, exponents)
                 or whole.max == -INFINITY):
             m = row_max(x, n)
             if fabs(m) > REAL_MAX:
-                limit_row(op, x, y, out, task, row, m)
+                limit_row(op, x, y, out, task, row, view.temperature, m)
                 return
             # A block far below the rest may have made the sweep give up too early.
             if not in_reach(view, m):
@@ -1463,8 +1475,8 @@ cdef bint is_masked_whole(const Operand *mask, Py_ssize_t outer, Py_ssize_t inne
     return True
 
 
-cdef void one_row(int op, const Rows *rows, Py_ssize_t k, const Task *task,
-                         const View *view, bint dense, const Scratch *scratch) noexcept nogil:
+cdef void one_row(int op, const Rows *rows, Py_ssize_t k, const Task *task, const View *view,
+                  bint dense, const Scratch *scratch) noexcept nogil:
     """A row of any length and kind."""
     cdef View own = view[0]
     cdef Py_ssize_t row = rows.first + k
