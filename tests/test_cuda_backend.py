@@ -50,6 +50,19 @@ def test_softmax_has_the_bits_of_the_cpu(dtype, n):
     assert_same_numbers(ps.softmax(there(x)), ps.softmax(x))
 
 
+@pytest.mark.parametrize("kind", ["labels", "probabilities"])
+def test_the_gradient_at_a_temperature_whose_reciprocal_overflows(kind):
+    x = rows_of(40)
+    rng = np.random.default_rng(0)
+    target = rng.integers(0, 40, 9) if kind == "labels" else rng.random((9, 40), np.float32)
+    options = {"temperature": 1e-40, "reduction": "none"}
+    expected = ps.cross_entropy_with_grad(x, target, **options)
+    logits = there(x)
+    got = ps.cross_entropy_with_grad(logits, there(target), grad_out=logits, **options)
+    for a, b in zip(got, expected, strict=True):
+        assert_same_numbers(a, b)
+
+
 def test_streamed_rows(gpu):
     gpu._device = cuda.Device(80, 132)  # many more multiprocessors than rows
     x = rows_of(12000)[:2]

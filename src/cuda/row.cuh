@@ -417,9 +417,12 @@ DEVICE double spike_weight(const Task &task, int64 row) {
     return task.class_weight ? weight * task.class_weight[task.target[row]] : weight;
 }
 
+DEVICE double scale_of_gradient(const Task &task) {
+    return *task.divisor != 0 ? __ddiv_rn(1.0, *task.divisor) : 0.0;
+}
+
 DEVICE double gradient_of(const Task &task, const View &view) {
-    double scale = *task.divisor != 0 ? __ddiv_rn(1.0, *task.divisor) : 0.0;
-    return over_temperature(scale, view);
+    return over_temperature(scale_of_gradient(task), view);
 }
 
 DEVICE void set_row_out(const Task &task, int64 row, double value) {
@@ -564,8 +567,15 @@ DEVICE void fill_row(const Task &task, const Row &row, real value) {
         row.out[i * row.out_step] = to_element(is_masked(row, i) ? masked_value() : value);
 }
 
+// q of class i, the spike included.
+DEVICE double limit_weight(const Task &task, const Row &row, int64 i) {
+    double weight = DENSE ? q_of(task, row, i) : 0;
+    if (task.target && task.target[row.number] == i) weight += spike_weight(task, row.number);
+    return weight;
+}
+
 // Rows that no arithmetic is needed for: temperature 0, or a maximum of +-inf. By a warp.
-DEVICE void limit_row(const Task &task, const Row &row, real m) {
+DEVICE void limit_row(const Task &task, const Row &row, const View &view, real m) {
     const int lane = threadIdx.x % WARP;
     const bool first = lane == 0;
     uint64 ties = 0;
@@ -592,15 +602,24 @@ DEVICE void limit_row(const Task &task, const Row &row, real m) {
             real value = OPERATION == SOFTMAX ? (top ? share : 0) : (top ? (real)-log_s : -INFINITE);
             row.out[i * row.out_step] = to_element(is_masked(row, i) ? masked_value() : value);
         }
-    } else if (OPERATION == CROSS_ENTROPY && first) {
-        double loss = 0;
+    } else if (IS_LOSS) {
+        double loss = 0, total = 0;
         for (int64 i = 0; i < task.n; i++) {
-            double weight = DENSE ? q_of(task, row, i) : 0;
-            if (task.target && task.target[row.number] == i)
-                weight += spike_weight(task, row.number);
+            const double weight = limit_weight(task, row, i);
+            total += weight;
             if (weight != 0) loss += logit_at(row, i) == m ? weight * log_s : INFINITE_DOUBLE;
         }
-        set_row_out(task, row.number, loss);
+        if (first) set_row_out(task, row.number, loss);
+        if (OPERATION != CROSS_ENTROPY_WITH_GRAD) return;
+        // Temperature 0 is refused for gradients; one whose reciprocal overflows is not.
+        __syncwarp();  // in place the row has to be read before
+        const double share_of_total = __ddiv_rn(total, (double)ties);
+        for (int64 i = lane; i < task.n; i += WARP) {
+            const double step =
+                (logit_at(row, i) == m ? share_of_total : 0) - limit_weight(task, row, i);
+            row.out[i * row.out_step] =
+                to_element((real)over_temperature(scale_of_gradient(task) * step, view));
+        }
     }
 }
 
@@ -687,7 +706,7 @@ DEVICE void special_row(const Task &task, const Row &row, View view, real m) {
     const int lane = threadIdx.x % WARP;
     if (IS_PRODUCT) return;
     if (view.limit || !(r_abs(m) <= REAL_MAX)) {
-        limit_row(task, row, m);
+        limit_row(task, row, view, m);
         return;
     }
     view = view_of(view.temperature, m);
