@@ -32,8 +32,8 @@ typedef enum {
 
 typedef struct {
     Operand x;      /* logits; for a vjp the probabilities or log-probabilities */
-    Operand y;      /* for a vjp grad_output; for a loss the target probabilities; for dot
-                     * the other factor; or NULL */
+    Operand y;      /* for a vjp grad_output; for a loss the target probabilities, apart from
+                     * out; for dot the other factor; or NULL */
     Operand out;    /* one value per element, or NULL */
     Operand mask;   /* bool, true where an element takes part; or NULL */
     void *row_out;  /* one real per row (loss, logsumexp, dot), rows in C order of (outer, inner) */

@@ -7,8 +7,8 @@
 # Passes over a block: its columns are packed next to each other (a stride of a power of two
 # would put them all into the same few sets of the cache), then everything is done there, and
 # the result goes to `out`. Rows of up to one block: one read, one write. Longer: exponentials
-# go to `out`, to be scaled in a last sweep; the vjps read once more. Rows out of reach go
-# through row.pxi.
+# go to `out`, to be scaled in a last sweep; the vjps read once more. Rows out of reach, and
+# all rows at temperature 0, go through row.pxi.
 
 cdef enum:
     WIDE = 4  # vectors in a panel
@@ -56,15 +56,15 @@ cdef inline void panel_store(bint full, char *p, const Panel *panel, int v,
 cdef inline vmask kept(const Panel *panel, Py_ssize_t c, int v) noexcept nogil:
     """Where the mask is true in column c."""
     cdef const char *keep = panel.keep + c * panel.keep_step
-    cdef char[16] some
+    cdef char[16] flags  # a whole vector's would be read beyond the mask
     cdef Py_ssize_t k
     if panel.keep_inner == 0:
         return v_first(VLEN if keep[0] else 0)
     if v < panel.vectors - 1:
         return v_true(keep + v * VLEN)
     for k in range(VLEN):
-        some[k] = keep[v * VLEN + k] if k < panel.last_count else 1
-    return v_true(some)
+        flags[k] = keep[v * VLEN + k] if k < panel.last_count else 1
+    return v_true(flags)
 
 
 cdef void pack(const Panel *panel, Py_ssize_t begin, Py_ssize_t end, real *packed,
@@ -669,11 +669,11 @@ cdef inline int run_panels(int op, const Task *task, Py_ssize_t begin,
             panel.out = <char *>at(&task.out, outer, inner)
         if is_product(op):
             product_panel(op, &panel, &view, &scratch)
-        elif task.n > BLOCK:
-            if is_one_hot(view.temperature) or not long_panel(op, task, &panel, &view, &scratch):
-                failed |= row_by_row(op, task, row, row + count)
         elif is_one_hot(view.temperature):
             failed |= row_by_row(op, task, row, row + count)
+        elif task.n > BLOCK:
+            if not long_panel(op, task, &panel, &view, &scratch):
+                failed |= row_by_row(op, task, row, row + count)
         else:
             short_panel(op, task, &panel, &view, &scratch, outside)
             for v in range(panel.vectors):
