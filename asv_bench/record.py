@@ -1,6 +1,7 @@
 """Measure commits for the history that the repository keeps, asv_bench/results.
 
-asv builds each commit in a virtual environment, here with torch to compare with.
+asv builds each commit in a virtual environment, here with the libraries to compare with and those
+whose arrays are measured.
 """
 
 import argparse
@@ -15,6 +16,8 @@ from asv.config import Config
 from asv.console import log
 from asv.machine import Machine, MachineCollection
 from asv.util import UserError, load_json
+
+LIBRARIES = ("torch", "scikit-learn", "dask", "distributed")
 
 SAME = ("arch", "cpu", "num_cpu")
 
@@ -41,7 +44,7 @@ def main():
     arguments = parser.parse_args()
     os.chdir(pathlib.Path(__file__).parent)
     config = Config.load()
-    config.matrix["req"]["torch"] = []
+    config.matrix["req"].update({name: [] for name in LIBRARIES})
     log.enable()
     with tempfile.TemporaryDirectory() as folder:
         # Not ~/.asv-machine.json, by which asv would name this machine in other runs too.
