@@ -25,15 +25,10 @@ import numpy as np
 
 import pysoftmax
 from pysoftmax import _arguments as check
+from pysoftmax.adapters.xarray import aligned
 from pysoftmax.backends import Array
 
 # ------------------------------------------------------------------------------------- xarray
-
-
-def is_labelled(values: Any) -> bool:
-    """Whether these are a DataArray."""
-    xarray = sys.modules.get("xarray")
-    return xarray is not None and isinstance(values, xarray.DataArray)
 
 
 def unlabelled(arguments: dict[str, Any], names: tuple[str, ...]) -> tuple[dict[str, Any], Any]:
@@ -42,16 +37,8 @@ def unlabelled(arguments: dict[str, Any], names: tuple[str, ...]) -> tuple[dict[
     That is the first of `names` that is given. The others are brought into the order of its
     dimensions.
     """
-    xarray = sys.modules["xarray"]
     main = next(name for name in names if arguments.get(name) is not None)
-    given = {name: array for name, array in arguments.items() if is_labelled(array)}
-    if main not in given:
-        raise TypeError(
-            f"{main} must be a DataArray if {next(iter(given))} is one, "
-            f"got {type(arguments[main]).__name__}"
-        )
-    aligned = xarray.align(*given.values(), join="exact", copy=False)
-    arrays = dict(zip(given, aligned, strict=True))
+    arrays = aligned(arguments, main)
     like = arrays[main]
     inside = {**arguments, main: like.data}
     axis = arguments.get("axis", -1)

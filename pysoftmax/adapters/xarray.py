@@ -12,6 +12,24 @@ from pysoftmax.adapters import Adapter
 LABELLED = ("x", "logits", "probabilities", "log_probabilities")
 
 
+def is_labelled(array: Any) -> bool:
+    """Whether `array` is a DataArray; xarray is imported if there is one."""
+    xarray = sys.modules.get("xarray")
+    return xarray is not None and isinstance(array, xarray.DataArray)
+
+
+def aligned(arguments: dict[str, Any], main: str) -> dict[str, Any]:
+    """The DataArrays among the arguments, of which `main` must be one, aligned."""
+    given = {name: array for name, array in arguments.items() if is_labelled(array)}
+    if main not in given:
+        raise TypeError(
+            f"{main} must be a DataArray if {next(iter(given))} is one, "
+            f"got {type(arguments[main]).__name__}"
+        )
+    arrays = sys.modules["xarray"].align(*given.values(), join="exact", copy=False)
+    return dict(zip(given, arrays, strict=True))
+
+
 class XArray(Adapter):
     """What is inside a DataArray, be it NumPy's or Dask's, goes to the public functions.
 
@@ -23,21 +41,13 @@ class XArray(Adapter):
 
     def recognises(self, array: Any) -> bool:
         """Whether `array` is a DataArray; xarray is imported if there is one."""
-        xarray = sys.modules.get("xarray")
-        return xarray is not None and isinstance(array, xarray.DataArray)
+        return is_labelled(array)
 
     def call(self, function: str, arguments: dict[str, Any]) -> Any:
         """The public `function` of what is inside, labelled."""
         xarray = sys.modules["xarray"]
-        given = {name: a for name, a in arguments.items() if self.recognises(a)}
         main = next(name for name in LABELLED if name in arguments)
-        if main not in given:
-            raise TypeError(
-                f"{main} must be a DataArray if {next(iter(given))} is one, "
-                f"got {type(arguments[main]).__name__}"
-            )
-        aligned = xarray.align(*given.values(), join="exact", copy=False)
-        arrays = dict(zip(given, aligned, strict=True))
+        arrays = aligned(arguments, main)
         if "b" in arrays:  # the factors of logsumexp may have more dimensions
             arrays[main], arrays["b"] = xarray.broadcast(arrays[main], arrays["b"])
         like = arrays[main]
