@@ -89,6 +89,8 @@ INLINE vmask v_true(const char *p) {
     return _mm_test_epi8_mask(flags, flags);
 }
 #endif
+INLINE vmask v_or(vmask a, vmask b) { return a | b; }
+INLINE int v_any(vmask m) { return m != 0; }
 INLINE uint64_t v_bits(vmask m) { return m; }
 INLINE int v_count(vmask m) { return __builtin_popcount(m); }
 
@@ -233,6 +235,8 @@ INLINE vec v_fma(vec x, vec y, vec z) {
 INLINE vec v_max(vec x, vec y) { return EACH(X(max)(x.a, y.a), X(max)(x.b, y.b)); }
 INLINE vec v_min(vec x, vec y) { return EACH(X(min)(x.a, y.a), X(min)(x.b, y.b)); }
 INLINE vec v_add_where(vmask m, vec x, vec y) { return v_add(x, v_zero_unless(m, y)); }
+INLINE vmask v_or(vmask m, vmask n) { return EACH_MASK(X(or)(m.a, n.a), X(or)(m.b, n.b)); }
+INLINE int v_any(vmask m) { return X(movemask)(X(or)(m.a, m.b)) != 0; }
 INLINE uint64_t v_bits(vmask m) {
     return (uint64_t)X(movemask)(m.a) | (uint64_t)X(movemask)(m.b) << HALF;
 }
@@ -334,10 +338,16 @@ INLINE vec v_sub(vec x, vec y) { return x - y; }
 INLINE vec v_mul(vec x, vec y) { return x * y; }
 INLINE vec v_div(vec x, vec y) { return x / y; }
 INLINE vec v_add_where(vmask m, vec x, vec y) { return x + v_zero_unless(m, y); }
+INLINE vmask v_or(vmask a, vmask b) { return a | b; }
 INLINE uint64_t v_bits(vmask m) {
     uint64_t result = 0;
     for (int i = 0; i < VLEN; i++) result |= (uint64_t)(m[i] & 1) << i;
     return result;
+}
+INLINE int v_any(vmask m) {
+    bits any = 0;
+    for (int i = 0; i < VLEN; i++) any |= m[i];
+    return any != 0;
 }
 INLINE int v_count(vmask m) {
     bits count = 0;

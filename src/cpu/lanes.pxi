@@ -28,6 +28,8 @@ cdef extern from "lanes.h" nogil:
     vec v_where(vmask m, vec a, vec b)
     vec v_zero_unless(vmask m, vec a)
     vec v_add_where(vmask m, vec a, vec b)
+    vmask v_or(vmask a, vmask b)
+    bint v_any(vmask m)
     uint64_t v_bits(vmask m)
     int v_count(vmask m)
     int first_bit(uint64_t word)

@@ -81,6 +81,11 @@ cdef inline vec lane_max(int vectors, const real *x, Py_ssize_t n) noexcept nogi
         return m[0]
     for v in range(4):
         m[v] = lowest
+    if n >= VLEN:
+        # Any order does, so the loads between the first and the last cross no cache line.
+        m[2] = v_max(v_load(x), lowest)
+        m[3] = v_max(v_load(x + n - VLEN), lowest)
+        i = -(<Py_ssize_t>x // <Py_ssize_t>sizeof(real)) & (VLEN - 1)
     while i + LANES <= n:
         for v in range(4):
             m[v] = v_max(v_load(x + i + v * VLEN), m[v])
@@ -88,8 +93,8 @@ cdef inline vec lane_max(int vectors, const real *x, Py_ssize_t n) noexcept nogi
     while i + VLEN <= n:
         m[0] = v_max(v_load(x + i), m[0])
         i += VLEN
-    if i < n:
-        m[1] = v_max(v_load_first(x + i, v_first(n - i), lowest), m[1])
+    if n < VLEN:
+        m[1] = v_max(v_load_first(x, v_first(n), lowest), m[1])
     return v_max(v_max(m[0], m[2]), v_max(m[1], m[3]))
 
 
@@ -175,6 +180,28 @@ cdef inline vec in_order(int vectors, const vec *a) noexcept nogil:
     return v_add(v_add(a[0], a[2]), v_add(a[1], a[3]))
 
 
+cdef inline bint has_any(const real *x, vec value) noexcept nogil:
+    """Whether an element of a lane row equals `value`."""
+    return v_any(v_or(v_or(v_eq(v_load(x), value), v_eq(v_load(x + VLEN), value)),
+                      v_or(v_eq(v_load(x + 2 * VLEN), value),
+                           v_eq(v_load(x + 3 * VLEN), value))))
+
+
+cdef inline void add_lane_row(int kind, bint general, bint dense, bint easy, const real *x,
+                              const real *y, real *e, Py_ssize_t i, const Scale *scale,
+                              vec maximum, Sums *sums) noexcept nogil:
+    """Take the columns from i on, of which there is a whole lane row."""
+    cdef vec xv, ev, yv = v_set1(0)
+    cdef int v
+    for v in range(4):
+        if dense or kind == PRODUCT or kind == PLAIN:
+            yv = v_load(y + i + v * VLEN)
+        xv = v_load(x + i + v * VLEN) if kind != PLAIN else yv
+        ev = add_element(kind, general, dense, easy, xv, yv, scale, maximum, sums, v)
+        if kind == EXP_STORED:
+            v_store(e + i + v * VLEN, ev)
+
+
 cdef inline void sum_lanes(int kind, bint general, bint dense, bint easy, int vectors,
                            const real *x, const real *y, real *e, bint roomy, Py_ssize_t n,
                            const Scale *scale, vec maximum, LaneSums *result) noexcept nogil:
@@ -190,6 +217,7 @@ cdef inline void sum_lanes(int kind, bint general, bint dense, bint easy, int ve
     cdef Py_ssize_t i = 0, left
     cdef int v, used = vectors if vectors > 0 else 4
     cdef int last = vectors - 1
+    cdef bint has_exp = kind == EXP_STORED or kind == EXP_SUMMED
     sums.others = 0
     for v in range(used):
         sums.rest[v] = v_set1(SPLITTER)
@@ -198,13 +226,13 @@ cdef inline void sum_lanes(int kind, bint general, bint dense, bint easy, int ve
         sums.q[v] = zero
     if vectors == 0:
         while i + LANES <= n:
-            for v in range(4):
-                if dense or kind == PRODUCT or kind == PLAIN:
-                    yv = v_load(y + i + v * VLEN)
-                xv = v_load(x + i + v * VLEN) if kind != PLAIN else zero
-                ev = add_element(kind, general, dense, easy, xv, yv, scale, maximum, &sums, v)
-                if kind == EXP_STORED:
-                    v_store(e + i + v * VLEN, ev)
+            # Sums that are split are worth a look for lane rows without a maximum. The others
+            # would gain less than the branch costs where it is not foreseen.
+            if has_exp and SPLITS and not easy and not has_any(x + i, maximum):
+                add_lane_row(kind, general, dense, True, x, y, e, i, scale, maximum, &sums)
+                sums.others += LANES
+            else:
+                add_lane_row(kind, general, dense, easy, x, y, e, i, scale, maximum, &sums)
             i += LANES
     for v in range(used):
         left = n - i - v * VLEN
@@ -226,7 +254,7 @@ cdef inline void sum_lanes(int kind, bint general, bint dense, bint easy, int ve
                     v_store(e + i + v * VLEN, ev)
                 else:
                     v_store_first(e + i + v * VLEN, left, ev)
-    if kind == EXP_STORED or kind == EXP_SUMMED:
+    if has_exp:
         for v in range(used):
             sums.rest[v] = v_sub(sums.rest[v], v_set1(SPLITTER))
         result.rest = in_order(vectors, sums.rest)
@@ -282,7 +310,7 @@ cdef inline void add_block_as(int kind, bint general, bint dense, const real *x,
         begin = c * CHUNK
         length = min(n - begin, CHUNK)
         if kind == EXP_STORED or kind == EXP_SUMMED:
-            easy = v_bits(v_eq(maxima.of_chunk[c], maximum)) == 0
+            easy = not v_any(v_eq(maxima.of_chunk[c], maximum))
         x_part = x + begin
         y_part = y + begin if y != NULL else NULL
         e_part = e + begin if e != NULL else NULL
@@ -1209,13 +1237,11 @@ cdef inline void take_logs(bint long_sums, Py_ssize_t count, Batch *batch) noexc
 
 cdef Py_ssize_t sum_longer_batch(Kind kind, bint dense, const Rows *rows, Py_ssize_t n,
                                  Py_ssize_t start, Py_ssize_t count, const View *view, real *e,
-                                 Py_ssize_t stride, Batch *batch) noexcept nogil:
-    """sum_batch for rows of up to a block."""
-    cdef Maxima[8] maxima  # EXP_SCRATCH / CHUNK
+                                 Py_ssize_t stride, const Maxima *maxima,
+                                 Batch *batch) noexcept nogil:
+    """sum_batch for rows of up to a block, whose maxima are known."""
     cdef Partial whole
     cdef Py_ssize_t k
-    for k in range(count):
-        find_maxima(x_of(rows, start + k), n, &maxima[k])
     for k in range(count):
         if not in_reach(view, maxima[k].whole):
             return k
@@ -1312,6 +1338,7 @@ cdef inline Py_ssize_t batched_rows(int op, bint general, bint dense, int vector
     """
     cdef Batch batch
     cdef LaneSums sums
+    cdef Maxima[4] maxima  # more than there are rows longer than a chunk in a block
     cdef Py_ssize_t k, row, count, usable, start = begin
     cdef Py_ssize_t stride = (task.n + VLEN - 1) // VLEN * VLEN
     # The logits of longer rows are to stay in a first-level cache beside their exponentials.
@@ -1319,6 +1346,9 @@ cdef inline Py_ssize_t batched_rows(int op, bint general, bint dense, int vector
     cdef Py_ssize_t most = min(VLEN, room // stride)
     if vectors > 0 or vectors == FEW:
         most = VLEN
+    if vectors == LONGER:
+        for k in range(min(most, rows.count - start)):
+            find_maxima(x_of(rows, start + k), task.n, &maxima[k])
     while start < rows.count:
         count = min(most, rows.count - start)
         usable = count
@@ -1338,7 +1368,10 @@ cdef inline Py_ssize_t batched_rows(int op, bint general, bint dense, int vector
             usable = sum_few(op, rows, task.n, start, count, view, block, &batch)
         elif vectors == LONGER:
             usable = sum_longer_batch(kind_of(op), dense, rows, task.n, start, count, view,
-                                      block, stride, &batch)
+                                      block, stride, maxima, &batch)
+            # Those of the next rows, while the sums of these are still being added.
+            for k in range(min(most, rows.count - start - count)):
+                find_maxima(x_of(rows, start + count + k), task.n, &maxima[k])
         else:
             usable = sum_batch(op, general, dense, vectors, rows, task, start, count, view, block,
                                stride, &batch)
