@@ -196,8 +196,8 @@ def logsumexp(
     >>> float(value.round(4)), float(sign)
     (1.5413, -1.0)
     """
-    if b is None and where is None and dtype is None and return_sign is False:
-        result = fast_logsumexp(x, axis, keepdims, out)
+    if b is None and where is None and return_sign is False:
+        result = fast_logsumexp(x, axis, keepdims, dtype, out)
         if result is not None:
             return result
     return _logsumexp(x, axis, b, where, keepdims, return_sign, dtype, out)

@@ -1,7 +1,9 @@
 """The table of rules: what goes in, what comes out, and what is refused."""
 
+import contextlib
 import math
 import warnings
+from unittest import mock
 
 import numpy as np
 import oracles
@@ -10,6 +12,7 @@ from cases import BFLOAT16, LAYOUTS, normal, plain
 from oracles import assert_same_bytes, assert_ulp
 
 import pysoftmax as ps
+from pysoftmax import _losses, _sigmoid, _softmax
 
 INF, NAN = math.inf, math.nan
 SAME_SHAPE = [ps.softmax, ps.log_softmax]
@@ -412,6 +415,86 @@ def test_no_warning_escapes_from_a_conversion_that_overflows():
         if np.finfo(np.longdouble).max > 1e308:
             huge = np.ldexp(np.longdouble(1), 5000)
             assert ps.softmax(single, temperature=huge)[0, 0] == 0.5
+
+
+# --- the short way ------------------------------------------------------------------------------
+
+
+def short_cuts():
+    """Calls that NumPy's arrays take a short way with, by what is special about them."""
+    x, labels = normal((6, 10), np.float32), np.arange(6)
+    wide, keep, degrees = x.astype(np.float64), x[0] > -1, np.linspace(0.5, 3, 6)
+    half = (x * 20000).clip(-6e4, 6e4).astype(np.float16)
+    tiny = np.linspace(-20, 0, 60).reshape(6, 10).astype(np.float16)
+    signalling = np.uint32([[0x7F800001, 0, 0x3F800000]]).view(np.float32)
+    arrays = {
+        "plain": x,
+        "float16": half,
+        "float16 with subnormal results": tiny,
+        "strided": x[::2, 1::3],
+        "transposed": x.T,
+        "reversed": wide[::-1, ::-1],
+        "byte-swapped": x.astype(x.dtype.newbyteorder()),
+        "unaligned": LAYOUTS["unaligned"](wide),
+        "list": wide.tolist(),
+        "tuple of ints": ((1, 2, 3), (4, 5, 6)),
+        "int64": (wide * 3).astype(np.int64),
+        "one dimension": x[0],
+    }
+    for what, a in arrays.items():
+        for function in EVERY:
+            yield f"{function.__name__}, {what}", function, (a,), {}
+        for function in ALONG_AXIS:
+            yield f"{function.__name__}, {what}, axis=0", function, (a, 0), {}
+        for function in (ps.softmax_vjp, ps.log_softmax_vjp):
+            yield f"{function.__name__}, {what}", function, (a, a), {}
+    for function in EVERY:
+        for given, dtype in ((x, "f8"), (half, "f4"), (half, "f2"), (wide, "f8"), (x, "f2")):
+            what = f"{function.__name__}, {given.dtype}, dtype={dtype}"
+            yield what, function, (given,), {"dtype": dtype}
+        yield f"{function.__name__}, signalling", function, (signalling,), {"dtype": np.float64}
+    for function in SAME_SHAPE:
+        for what, mask in (("one row", keep), ("one row of a matrix", keep[None]), ("all", x > 0)):
+            yield f"{function.__name__}, where: {what}", function, (x,), {"where": mask}
+        for t in (degrees, degrees.astype(np.float32), degrees * math.inf):
+            what = f"{function.__name__}, {t.dtype} temperatures to {t[-1]}"
+            yield what, function, (x,), {"temperature": t}
+    for function in (ps.cross_entropy, ps.cross_entropy_with_grad):
+        for reduction in ("none", "mean"):
+            for label in (3, np.int64(3), np.int32(3), np.array(3), [3]):
+                what = f"{function.__name__}, {label!r}, {reduction}"
+                given = x[:1] if isinstance(label, list) else x[0]
+                yield what, function, (given, label), {"reduction": reduction}
+        yield f"{function.__name__}, strided", function, (x[::2, ::2], labels[:3]), {}
+        yield f"{function.__name__}, strided labels", function, (x[::2], labels[::2]), {}
+    targets = (x > 0).astype(np.float32)
+    for function in (
+        ps.binary_cross_entropy_with_logits,
+        ps.binary_cross_entropy_with_logits_with_grad,
+    ):
+        for option in ("weight", "pos_weight"):
+            for factor in (2.5, 1e300, np.abs(x[1]), np.abs(x), wide[0], x[:, :1]):
+                what = f"{function.__name__}, {option} {np.shape(factor)} {np.max(factor):g}"
+                yield what, function, (x, targets), {option: factor}
+
+
+@pytest.mark.parametrize(
+    ("function", "arrays", "options"), [pytest.param(*c[1:], id=c[0]) for c in short_cuts()]
+)
+def test_the_short_way_gives_what_the_general_way_gives(function, arrays, options):
+    """The same types and bytes, and no more warnings."""
+    with np.errstate(all="raise"):
+        short = function(*arrays, **options)
+    with contextlib.ExitStack() as stack:
+        for module in (_losses, _sigmoid, _softmax):
+            for name in [name for name in vars(module) if name.startswith("fast_")]:
+                stack.enter_context(mock.patch.object(module, name, return_value=None))
+        general = function(*arrays, **options)
+    if not isinstance(general, tuple):
+        short, general = (short,), (general,)
+    for ours, wanted in zip(short, general, strict=True):
+        assert type(ours) is type(wanted)
+        assert_same_bytes(ours, wanted)
 
 
 # --- where= -------------------------------------------------------------------------------------

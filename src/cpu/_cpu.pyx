@@ -2,7 +2,8 @@
 
 Everything that arrives here has been validated, except by the ``fast_*`` functions, which
 take the public functions' arguments as they are and return None for whatever is not an
-ordinary C-contiguous float32 or float64 array with plain options.
+ordinary C-contiguous float32 or float64 array, or so small that it is made one, with plain
+options.
 """
 
 import importlib.util
@@ -14,10 +15,15 @@ cimport numpy as cnp
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from cython.parallel cimport prange
 from libc.math cimport INFINITY, NAN, fabs
+from libc.stdint cimport uint16_t
 from libc.stdlib cimport free, malloc
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 
 include "task.pxi"
+
+cdef extern from "half.h" nogil:
+    float float_of_half(uint16_t half)
+    uint16_t half_of_float(float value)
 
 cdef extern from *:
     """
@@ -486,6 +492,12 @@ def first_bad_label(cnp.ndarray labels not None, Py_ssize_t classes, ignore_inde
 
 # --------------------------------------------------------------------------- fast path
 
+cdef inline bint is_plain(cnp.ndarray array) noexcept:
+    """Whether the memory of an array is that of a C array."""
+    return (cnp.PyArray_CHKFLAGS(array, cnp.NPY_ARRAY_C_CONTIGUOUS | cnp.NPY_ARRAY_ALIGNED)
+            and not cnp.PyArray_ISBYTESWAPPED(array))
+
+
 cdef inline bint is_simple(object x) noexcept:
     """An ndarray proper, C-contiguous, aligned, native float32 or float64, not 0-d."""
     cdef int number
@@ -493,10 +505,89 @@ cdef inline bint is_simple(object x) noexcept:
         return False
     number = cnp.PyArray_TYPE(<cnp.ndarray>x)
     return ((number == cnp.NPY_FLOAT32 or number == cnp.NPY_FLOAT64)
-            and cnp.PyArray_NDIM(<cnp.ndarray>x) > 0
-            and cnp.PyArray_CHKFLAGS(<cnp.ndarray>x,
-                                     cnp.NPY_ARRAY_C_CONTIGUOUS | cnp.NPY_ARRAY_ALIGNED)
-            and not cnp.PyArray_ISBYTESWAPPED(<cnp.ndarray>x))
+            and cnp.PyArray_NDIM(<cnp.ndarray>x) > 0 and is_plain(<cnp.ndarray>x))
+
+
+cdef enum:
+    SMALL = 1 << 12  # elements that are copied sooner than the general way is taken
+
+
+cdef object made_simple(object x, object dtype, bint *half):
+    """x if it is simple and of the dtype, if one is given; a copy that is of what is small.
+
+    Of half precision, which is to be the result's, it is one in float32. No copy is narrower
+    than what was given.
+    """
+    cdef int given, wanted
+    half[0] = False
+    if dtype is None and is_simple(x):
+        return x
+    if type(x) is list or type(x) is tuple:
+        x = numpy.asarray(x)
+    if not cnp.PyArray_CheckExact(x) or cnp.PyArray_NDIM(<cnp.ndarray>x) == 0:
+        return None
+    given = wanted = cnp.PyArray_TYPE(<cnp.ndarray>x)
+    if dtype is not None:
+        wanted = (<cnp.dtype>numpy.dtype(dtype)).type_num
+    if given == wanted and is_simple(x):
+        return x
+    if (cnp.PyArray_SIZE(<cnp.ndarray>x) > SMALL
+            or given not in (cnp.NPY_FLOAT16, cnp.NPY_FLOAT32, cnp.NPY_FLOAT64, cnp.NPY_INT32,
+                             cnp.NPY_INT64)):
+        return None
+    if given == cnp.NPY_INT32 or given == cnp.NPY_INT64:
+        given = cnp.NPY_FLOAT64
+        if dtype is None:
+            wanted = given
+    if not is_plain(<cnp.ndarray>x) or given == cnp.NPY_FLOAT64:
+        x = cnp.PyArray_Cast(<cnp.ndarray>x, given)
+    if given == cnp.NPY_FLOAT16:
+        x = from_half(x)
+        given = cnp.NPY_FLOAT32
+        half[0] = wanted == cnp.NPY_FLOAT16
+        wanted = given if half[0] else wanted
+    if given == cnp.NPY_FLOAT32 and wanted == cnp.NPY_FLOAT64:
+        return in_double(x)
+    return x if given == wanted else None
+
+
+cdef inline cnp.ndarray new_like(cnp.ndarray x, int number):
+    return cnp.PyArray_EMPTY(cnp.PyArray_NDIM(x), cnp.PyArray_DIMS(x), number, 0)
+
+
+# Here, because conversions of NumPy's own report overflow, underflow and signalling NaN.
+
+cdef object from_half(cnp.ndarray x):
+    cdef cnp.ndarray result = new_like(x, cnp.NPY_FLOAT32)
+    cdef const uint16_t *given = <const uint16_t *>cnp.PyArray_DATA(x)
+    cdef float *value = <float *>cnp.PyArray_DATA(result)
+    cdef Py_ssize_t i
+    for i in range(cnp.PyArray_SIZE(x)):
+        value[i] = float_of_half(given[i])
+    return result
+
+
+cdef object in_half(cnp.ndarray x):
+    cdef cnp.ndarray result = new_like(x, cnp.NPY_FLOAT16)
+    cdef const float *given = <const float *>cnp.PyArray_DATA(x)
+    cdef uint16_t *value = <uint16_t *>cnp.PyArray_DATA(result)
+    cdef Py_ssize_t i
+    for i in range(cnp.PyArray_SIZE(x)):
+        value[i] = half_of_float(given[i])
+    return result
+
+
+cdef object in_double(cnp.ndarray x):
+    """A copy in float64 of a simple array."""
+    cdef cnp.ndarray result = new_like(x, cnp.NPY_FLOAT64)
+    cdef double *value = <double *>cnp.PyArray_DATA(result)
+    cdef Py_ssize_t i
+    if cnp.PyArray_ITEMSIZE(x) == 8:
+        memcpy(value, cnp.PyArray_DATA(x), cnp.PyArray_NBYTES(x))
+        return result
+    for i in range(cnp.PyArray_SIZE(x)):
+        value[i] = (<const float *>cnp.PyArray_DATA(x))[i]
+    return result
 
 
 cdef inline bint can_receive(object out, cnp.ndarray x) noexcept:
@@ -520,12 +611,43 @@ cdef inline bint can_hold(object out, cnp.ndarray x) noexcept:
                  or are_apart(<cnp.ndarray>out, x)))
 
 
-cdef inline bint is_mask(object where, cnp.ndarray x) noexcept:
-    """Whether `where` is a C-contiguous array of bool of the shape of x."""
-    return (cnp.PyArray_CheckExact(where)
-            and cnp.PyArray_TYPE(<cnp.ndarray>where) == cnp.NPY_BOOL
-            and cnp.PyArray_CHKFLAGS(<cnp.ndarray>where, cnp.NPY_ARRAY_C_CONTIGUOUS)
-            and cnp.PyArray_SAMESHAPE(<cnp.ndarray>where, x))
+cdef inline bint set_mask(Task *task, object where, cnp.ndarray x) noexcept:
+    """Take a C-contiguous mask of the shape of x or, for rows that are contiguous, of one row."""
+    cdef cnp.ndarray mask
+    cdef int ndim
+    if not cnp.PyArray_CheckExact(where):
+        return False
+    mask = where
+    ndim = cnp.PyArray_NDIM(mask)
+    if (cnp.PyArray_TYPE(mask) != cnp.NPY_BOOL
+            or not cnp.PyArray_CHKFLAGS(mask, cnp.NPY_ARRAY_C_CONTIGUOUS)):
+        return False
+    task.mask.data = <char *>cnp.PyArray_DATA(mask)
+    task.mask.n = task.inner
+    if cnp.PyArray_SAMESHAPE(mask, x):
+        task.mask.inner = 1
+        task.mask.outer = task.inner * task.n
+        return True
+    return (task.inner == 1 and 0 < ndim <= cnp.PyArray_NDIM(x)
+            and cnp.PyArray_DIM(mask, ndim - 1) == task.n == cnp.PyArray_SIZE(mask)
+            and cnp.PyArray_DIM(x, cnp.PyArray_NDIM(x) - 1) == task.n)
+
+
+cdef inline object row_temperatures(object temperature, const Task *task, cnp.ndarray x):
+    """A float64 copy of simple temperatures of the rows of a matrix, all above 0; or None."""
+    cdef cnp.ndarray copied
+    cdef const double *value
+    cdef Py_ssize_t i, rows = task.outer * task.inner
+    if (not is_simple(temperature) or cnp.PyArray_NDIM(x) != 2
+            or cnp.PyArray_NDIM(<cnp.ndarray>temperature) != 1
+            or cnp.PyArray_DIM(<cnp.ndarray>temperature, 0) != rows):
+        return None
+    copied = in_double(temperature)
+    value = <const double *>cnp.PyArray_DATA(copied)
+    for i in range(rows):
+        if not value[i] > 0:
+            return None
+    return copied
 
 
 cdef inline bint fill_task(Task *task, cnp.ndarray x, object axis):
@@ -576,46 +698,55 @@ cdef inline double degrees_of(object temperature):
 cdef inline object fast_map(Operation op, object x, object axis, object temperature,
                             object where, object dtype, object out):
     cdef Task task
+    cdef bint half
     cdef double degrees = degrees_of(temperature)
-    if dtype is not None or not is_simple(x):
+    x = made_simple(x, dtype, &half)
+    if x is None or not fill_task(&task, <cnp.ndarray>x, axis):
         return None
-    if not degrees > 0 or not fill_task(&task, <cnp.ndarray>x, axis):
+    if degrees > 0:
+        task.temperature = &degrees
+    elif axis is None:
         return None
-    if where is not None and not is_mask(where, <cnp.ndarray>x):
+    else:
+        temperature = row_temperatures(temperature, &task, <cnp.ndarray>x)
+        if temperature is None:
+            return None
+        task.temperature = <double *>cnp.PyArray_DATA(<cnp.ndarray>temperature)
+        task.temperature_step = task.outer * task.inner > 1
+    if where is not None and not set_mask(&task, where, <cnp.ndarray>x):
         return None
-    task.temperature = &degrees
     if out is None:
         out = empty_like(<cnp.ndarray>x)
-    elif not can_hold(out, <cnp.ndarray>x) or not (where is None or are_apart(out, where)):
+    elif (half or not can_hold(out, <cnp.ndarray>x)
+          or not (where is None or are_apart(out, where))):
         return None
     task.out = task.x
     task.out.data = <char *>cnp.PyArray_DATA(<cnp.ndarray>out)
-    if where is not None:
-        task.mask.data = <char *>cnp.PyArray_DATA(<cnp.ndarray>where)
-        task.mask.inner = 1
-        task.mask.n = task.inner
-        task.mask.outer = task.inner * task.n
     run_with_or_without_gil(op, &task, cnp.PyArray_ITEMSIZE(<cnp.ndarray>x))
-    return out
+    return in_half(out) if half else out
 
 
 def fast_softmax(x, axis, temperature, where, dtype, out):
-    """softmax of a simple array, or None."""
+    """softmax of an array that is simple or made so, or None."""
     return fast_map(SOFTMAX, x, axis, temperature, where, dtype, out)
 
 
 def fast_log_softmax(x, axis, temperature, where, dtype, out):
-    """log_softmax of a simple array, or None."""
+    """log_softmax of an array that is simple or made so, or None."""
     return fast_map(LOG_SOFTMAX, x, axis, temperature, where, dtype, out)
 
 
-def fast_logsumexp(x, axis, keepdims, out):
-    """logsumexp of a simple array over one axis or all, or None."""
+def fast_logsumexp(x, axis, keepdims, dtype, out):
+    """logsumexp over one axis or all of an array that is simple or made so, or None."""
     cdef Task task
+    cdef bint half
     cdef cnp.npy_intp[64] shape
     cdef int k, ndim, along, kept = 0
     cdef cnp.ndarray result
-    if type(keepdims) is not bool or not is_simple(x) or not fill_task(&task, <cnp.ndarray>x, axis):
+    if type(keepdims) is not bool:
+        return None
+    x = made_simple(x, dtype, &half)
+    if x is None or half and out is not None or not fill_task(&task, <cnp.ndarray>x, axis):
         return None
     ndim = cnp.PyArray_NDIM(<cnp.ndarray>x)
     along = -1 if axis is None else axis if axis >= 0 else axis + ndim
@@ -636,32 +767,36 @@ def fast_logsumexp(x, axis, keepdims, out):
         return None
     task.row_out = cnp.PyArray_DATA(result)
     run_with_or_without_gil(LOGSUMEXP, &task, cnp.PyArray_ITEMSIZE(<cnp.ndarray>x))
+    if half:
+        result = in_half(result)
     return result if kept else result[()]
 
 
 def fast_sigmoid(x, dtype, out):
-    """sigmoid of a simple array, or None."""
+    """sigmoid of an array that is simple or made so, or None."""
     return fast_elements(sigmoid, x, dtype, out)
 
 
 def fast_log_sigmoid(x, dtype, out):
-    """log_sigmoid of a simple array, or None."""
+    """log_sigmoid of an array that is simple or made so, or None."""
     return fast_elements(log_sigmoid, x, dtype, out)
 
 
 cdef inline object fast_elements(function, x, dtype, out):
-    if dtype is not None or not is_simple(x):
+    cdef bint half
+    x = made_simple(x, dtype, &half)
+    if x is None:
         return None
     if out is None:
         out = empty_like(<cnp.ndarray>x)
-    elif not can_hold(out, <cnp.ndarray>x):
+    elif half or not can_hold(out, <cnp.ndarray>x):
         return None
     function(x, out)
-    return out
+    return in_half(out) if half else out
 
 
 cdef inline cnp.ndarray empty_like(cnp.ndarray x):
-    return cnp.PyArray_EMPTY(cnp.PyArray_NDIM(x), cnp.PyArray_DIMS(x), cnp.PyArray_TYPE(x), 0)
+    return new_like(x, cnp.PyArray_TYPE(x))
 
 
 cdef inline bint is_like(object y, cnp.ndarray x) noexcept:
@@ -671,10 +806,15 @@ cdef inline bint is_like(object y, cnp.ndarray x) noexcept:
 
 
 def fast_vjp(int operation, grad_output, values, axis, temperature, out):
-    """softmax_vjp or log_softmax_vjp of simple arrays, or None."""
+    """softmax_vjp or log_softmax_vjp of arrays that are simple or made so, or None."""
     cdef Task task
+    cdef bint half
     cdef double degrees = degrees_of(temperature)
-    if not is_simple(values) or not is_like(grad_output, <cnp.ndarray>values):
+    values = made_simple(values, None, &half)
+    if values is None or half:
+        return None
+    grad_output = made_simple(grad_output, None, &half)
+    if half or not is_like(grad_output, <cnp.ndarray>values):
         return None
     if not degrees > 0 or not fill_task(&task, <cnp.ndarray>values, axis):
         return None
@@ -697,9 +837,7 @@ cdef inline bint are_labels(object target, cnp.ndarray logits, Py_ssize_t along)
         return False
     if (cnp.PyArray_TYPE(<cnp.ndarray>target) != cnp.NPY_INT64
             or cnp.PyArray_NDIM(<cnp.ndarray>target) != ndim - 1
-            or not cnp.PyArray_CHKFLAGS(<cnp.ndarray>target,
-                                        cnp.NPY_ARRAY_C_CONTIGUOUS | cnp.NPY_ARRAY_ALIGNED)
-            or cnp.PyArray_ISBYTESWAPPED(<cnp.ndarray>target)):
+            or not is_plain(<cnp.ndarray>target)):
         return False
     for k in range(ndim - 1):
         if (cnp.PyArray_DIM(<cnp.ndarray>target, k)
@@ -709,11 +847,14 @@ cdef inline bint are_labels(object target, cnp.ndarray logits, Py_ssize_t along)
 
 
 cdef inline object as_int64(object target):
-    """Labels of another integer type that int64 holds, converted; all else as it is."""
-    if (cnp.PyArray_CheckExact(target)
-            and cnp.PyArray_TYPE(<cnp.ndarray>target) in (cnp.NPY_INT8, cnp.NPY_INT16,
-                                                          cnp.NPY_INT32, cnp.NPY_UINT8,
-                                                          cnp.NPY_UINT16, cnp.NPY_UINT32)):
+    """Labels of an integer type that int64 holds, copied if need be; all else as it is."""
+    cdef int number
+    if not cnp.PyArray_CheckExact(target):
+        return target
+    number = cnp.PyArray_TYPE(<cnp.ndarray>target)
+    if (number in (cnp.NPY_INT8, cnp.NPY_INT16, cnp.NPY_INT32, cnp.NPY_UINT8, cnp.NPY_UINT16,
+                   cnp.NPY_UINT32)
+            or number == cnp.NPY_INT64 and not is_plain(<cnp.ndarray>target)):
         return cnp.PyArray_Cast(<cnp.ndarray>target, cnp.NPY_INT64)
     return target
 
@@ -723,7 +864,7 @@ cdef inline object class_weights(object weight, Py_ssize_t classes):
     if (not is_simple(weight) or cnp.PyArray_NDIM(<cnp.ndarray>weight) != 1
             or cnp.PyArray_DIM(<cnp.ndarray>weight, 0) != classes):
         return None
-    return cnp.PyArray_Cast(<cnp.ndarray>weight, cnp.NPY_FLOAT64)
+    return in_double(weight)
 
 
 cdef inline double sum_of_weights(const Task *task, cnp.ndarray target) except? -1:
@@ -741,21 +882,27 @@ cdef inline double sum_of_weights(const Task *task, cnp.ndarray target) except? 
 
 def fast_cross_entropy(logits, target, axis, weight, ignore_index, label_smoothing, reduction,
                        temperature, bint with_grad, grad_out):
-    """(loss, gradient) of simple logits with simple targets, or None."""
+    """(loss, gradient) of logits that are simple or made so with simple targets, or None."""
     cdef Task task
     cdef cnp.ndarray loss, x
     cdef cnp.npy_intp[64] shape
     cdef Py_ssize_t i, along, rows, used = 0
     cdef int k, ndim
+    cdef bint half
     cdef double divisor, degrees = degrees_of(temperature)
     if (type(label_smoothing) is not float or not 0 <= label_smoothing <= 1
-            or type(ignore_index) is not int or axis is None or not is_simple(logits)):
+            or type(ignore_index) is not int or axis is None):
+        return None
+    logits = made_simple(logits, None, &half)
+    if logits is None or half:
         return None
     x = logits
     ndim = cnp.PyArray_NDIM(x)
-    if not degrees > 0 or ndim < 2 or not fill_task(&task, x, axis):
+    if not degrees > 0 or not fill_task(&task, x, axis):
         return None
     along = axis if axis >= 0 else axis + ndim
+    if ndim == 1 and (type(target) is int or isinstance(target, numpy.integer)):
+        target = numpy.asarray(target)
     target = as_int64(target)
     if grad_out is not None and not (can_hold(grad_out, x) and cnp.PyArray_CheckExact(target)
                                      and are_apart(grad_out, target)):
@@ -803,7 +950,7 @@ def fast_cross_entropy(logits, target, axis, weight, ignore_index, label_smoothi
     run_with_or_without_gil(CROSS_ENTROPY_WITH_GRAD if with_grad else CROSS_ENTROPY, &task,
                             cnp.PyArray_ITEMSIZE(x))
     if reduction == "none":
-        return loss, grad_out
+        return loss if ndim > 1 else loss[()], grad_out
     return reduced(total(loss), divisor, x), grad_out
 
 
@@ -815,16 +962,23 @@ cdef inline object reduced(double summed, double divisor, cnp.ndarray like):
 
 def fast_binary_cross_entropy(logits, target, weight, pos_weight, reduction, bint with_grad,
                               grad_out):
-    """(loss, gradient) of simple arrays without weights, or None."""
+    """(loss, gradient) of simple arrays, or None."""
     cdef cnp.ndarray x
     cdef double divisor, summed
     cdef object loss = None
-    if (weight is not None or pos_weight is not None or not is_simple(logits)
-            or not is_like(target, <cnp.ndarray>logits)):
+    if not is_simple(logits) or not is_like(target, <cnp.ndarray>logits):
         return None
     x = logits
     if grad_out is not None and (not can_hold(grad_out, x) or not can_hold(grad_out, target)):
         return None
+    if weight is not None:
+        weight = repeated(weight, x)
+        if weight is None:
+            return None
+    if pos_weight is not None:
+        pos_weight = repeated(pos_weight, x)
+        if pos_weight is None:
+            return None
     if cnp.PyArray_SIZE(x) == 0 or not in_unit_interval(<cnp.ndarray>target):
         return None
     divisor = cnp.PyArray_SIZE(x) if reduction == "mean" else 1
@@ -832,8 +986,36 @@ def fast_binary_cross_entropy(logits, target, weight, pos_weight, reduction, bin
         grad_out = empty_like(x)
     if reduction == "none":
         loss = empty_like(x)
-    summed = binary_cross_entropy(x, target, None, None, loss, grad_out, 1 / divisor)
+    summed = binary_cross_entropy(x, target, weight, pos_weight, loss, grad_out, 1 / divisor)
     return (reduced(summed, divisor, x) if loss is None else loss), grad_out
+
+
+cdef object repeated(object factor, cnp.ndarray x):
+    """A new array like x of a float, or of a simple factor of its shape or of its last axis."""
+    cdef cnp.ndarray result
+    cdef Py_ssize_t begin, size = cnp.PyArray_NBYTES(x), itemsize = cnp.PyArray_ITEMSIZE(x)
+    cdef double wide
+    cdef float single
+    cdef const void *source = &wide
+    if type(factor) is float:
+        wide = factor
+        if itemsize == 4:
+            single = <float>wide
+            source = &single
+    elif not is_simple(factor) or cnp.PyArray_TYPE(<cnp.ndarray>factor) != cnp.PyArray_TYPE(x):
+        return None
+    elif (cnp.PyArray_SAMESHAPE(<cnp.ndarray>factor, x)
+          or cnp.PyArray_NDIM(<cnp.ndarray>factor) == 1
+          and cnp.PyArray_DIM(<cnp.ndarray>factor, 0)
+          == cnp.PyArray_DIM(x, cnp.PyArray_NDIM(x) - 1)):
+        source = cnp.PyArray_DATA(<cnp.ndarray>factor)
+        itemsize = cnp.PyArray_NBYTES(<cnp.ndarray>factor)
+    else:
+        return None
+    result = empty_like(x)
+    for begin from 0 <= begin < size by itemsize:
+        memcpy(cnp.PyArray_BYTES(result) + begin, source, itemsize)
+    return result
 
 
 cdef inline bint in_unit_interval(cnp.ndarray y) noexcept:
