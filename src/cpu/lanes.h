@@ -580,4 +580,37 @@ INLINE vec v_multiply(vec a, vec high, vec low) {
 
 #endif
 
+/* VLEN rows of n contiguous columns as n vectors, and back: loops that compilers make shuffles
+ * of where n is a constant of theirs and 2, 3, 4 or 8. */
+INLINE void turn_to_columns(int n, const real *restrict rows, real *restrict columns) {
+    for (int k = 0; k < VLEN; k++)
+        for (int c = 0; c < n; c++) columns[c * VLEN + k] = rows[k * n + c];
+}
+INLINE void turn_to_rows(int n, const real *restrict columns, real *restrict rows) {
+    for (int k = 0; k < VLEN; k++)
+        for (int c = 0; c < n; c++) rows[k * n + c] = columns[c * VLEN + k];
+}
+/* 5 to 7 columns by way of rows of 8: what belongs to the next row is read with a row, and
+ * written before that is. */
+INLINE void v_columns(int n, const real *rows, real *columns) {
+    real padded[8 * VLEN];
+    if (n < 5 || n > 7) {
+        turn_to_columns(n, rows, columns);
+        return;
+    }
+    for (int k = 0; k < VLEN - 1; k++) memcpy(padded + 8 * k, rows + n * k, 8 * sizeof(real));
+    memcpy(padded + 8 * (VLEN - 1), rows + n * (VLEN - 1), n * sizeof(real));
+    turn_to_columns(8, padded, columns);
+}
+INLINE void v_rows(int n, const real *columns, real *rows) {
+    real padded[8 * VLEN];
+    if (n < 5 || n > 7) {
+        turn_to_rows(n, columns, rows);
+        return;
+    }
+    turn_to_rows(8, columns, padded);
+    for (int k = 0; k < VLEN - 1; k++) memcpy(rows + n * k, padded + 8 * k, 8 * sizeof(real));
+    memcpy(rows + n * (VLEN - 1), padded + 8 * (VLEN - 1), n * sizeof(real));
+}
+
 #endif

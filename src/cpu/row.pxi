@@ -906,17 +906,8 @@ cdef inline void add_column(int kind, bint general, bint dense, const real *x, c
                             real *e, Py_ssize_t place, const Scale *scale, vec maximum, vec *rest,
                             vec *low, vec *dot, vec *q, vec *others) noexcept nogil:
     """Take the column packed at `place` into every row's sums; y as in add_element."""
-    cdef vec xv = maximum, yv, term, before = rest[0]
+    cdef vec xv = v_load(x + place), yv, term = exp_scaled(general, xv, scale), before = rest[0]
     cdef vmask other
-    if kind != PLAIN:
-        xv = v_load(x + place)
-    if kind == PRODUCT:
-        dot[0] = v_fma(xv, v_load(y + place), dot[0])
-        return
-    if kind == PLAIN:
-        dot[0] = v_add(v_load(y + place), dot[0])
-        return
-    term = exp_scaled(general, xv, scale)
     if kind == EXP_STORED:
         v_store(e + place, term)
     other = v_ne(xv, maximum)
@@ -977,15 +968,13 @@ cdef inline void add_groups(int kind, bint general, bint dense, int used, const 
                 if c + p * quarter < n:
                     add_column(kind, general, dense, x, y, e, place + p * quarter * VLEN, scale,
                                maximum, &r[p], &l[p], &d[p], &w[p], others)
-        if kind == EXP_STORED or kind == EXP_SUMMED:
-            for p in range(used):
-                r[p] = v_sub(r[p], start)
-            rest[first] = in_order(used, r)
-            if SPLITS:
-                low[first] = in_order(used, l)
-        if dense or kind == PRODUCT or kind == PLAIN:
-            dot[first] = in_order(used, d)
+        for p in range(used):
+            r[p] = v_sub(r[p], start)
+        rest[first] = in_order(used, r)
+        if SPLITS:
+            low[first] = in_order(used, l)
         if dense:
+            dot[first] = in_order(used, d)
             q[first] = in_order(used, w)
 
 
@@ -1011,13 +1000,12 @@ cdef inline void sum_chunk_columns(int kind, bint general, bint dense, const rea
     else:
         add_groups(kind, general, dense, 4, x, y, e, n, scale, maximum, rest, low, dot, q, &others)
     n = min(n, quarter)
-    if kind == EXP_STORED or kind == EXP_SUMMED:
-        result.rest = add_quarter(rest, n)
-        result.low = add_quarter(low, n) if SPLITS else zero
-        v_store(result.lane_others, others)
-    if dense or kind == PRODUCT or kind == PLAIN:
+    result.rest = add_quarter(rest, n)
+    result.low = add_quarter(low, n) if SPLITS else zero
+    v_store(result.lane_others, others)
+    if dense:
         result.dot = add_quarter(dot, n)
-        result.q = add_quarter(q, n) if dense else zero
+        result.q = add_quarter(q, n)
 
 
 cdef inline vec add_few(const vec *a, int n) noexcept nogil:
@@ -1166,6 +1154,46 @@ cdef inline void sum_columns_of(int kind, bint dense, Py_ssize_t n, const real *
         sum_columns_as(kind, False, False, 0, n, x, y, e, m, view, batch)
 
 
+cdef void few_to_columns(int n, const real *rows, real *columns) noexcept nogil:
+    """v_columns, with those n that compilers do well a constant."""
+    if n == 2:
+        v_columns(2, rows, columns)
+    elif n == 3:
+        v_columns(3, rows, columns)
+    elif n == 4:
+        v_columns(4, rows, columns)
+    elif n == 5:
+        v_columns(5, rows, columns)
+    elif n == 6:
+        v_columns(6, rows, columns)
+    elif n == 7:
+        v_columns(7, rows, columns)
+    elif n == 8:
+        v_columns(8, rows, columns)
+    else:
+        v_columns(n, rows, columns)
+
+
+cdef void few_to_rows(int n, const real *columns, real *rows) noexcept nogil:
+    """v_rows, likewise."""
+    if n == 2:
+        v_rows(2, columns, rows)
+    elif n == 3:
+        v_rows(3, columns, rows)
+    elif n == 4:
+        v_rows(4, columns, rows)
+    elif n == 5:
+        v_rows(5, columns, rows)
+    elif n == 6:
+        v_rows(6, columns, rows)
+    elif n == 7:
+        v_rows(7, columns, rows)
+    elif n == 8:
+        v_rows(8, columns, rows)
+    else:
+        v_rows(n, columns, rows)
+
+
 cdef inline Py_ssize_t sum_few(int op, const Rows *rows, Py_ssize_t n, Py_ssize_t start,
                                Py_ssize_t count, const View *view, real *e,
                                Batch *batch) noexcept nogil:
@@ -1175,13 +1203,16 @@ cdef inline Py_ssize_t sum_few(int op, const Rows *rows, Py_ssize_t n, Py_ssize_
     cdef vec m = v_set1(<real>-INFINITY)
     cdef uint64_t outside
     cdef Py_ssize_t c, k
-    for k in range(count):
-        x = x_of(rows, start + k)
-        for c in range(n):
-            columns[c * VLEN + k] = x[c]
-    for k in range(count, VLEN):
-        for c in range(n):
-            columns[c * VLEN + k] = 0
+    if count == VLEN and rows.x_step == n * <Py_ssize_t>sizeof(real):
+        few_to_columns(<int>n, x_of(rows, start), columns)
+    else:
+        for k in range(count):
+            x = x_of(rows, start + k)
+            for c in range(n):
+                columns[c * VLEN + k] = x[c]
+        for k in range(count, VLEN):
+            for c in range(n):
+                columns[c * VLEN + k] = 0
     for c in range(n):
         m = v_max(v_load(columns + c * VLEN), m)
     outside = out_of_reach(False, m, view)
@@ -1203,6 +1234,9 @@ cdef inline void write_few(int op, const Rows *rows, Py_ssize_t n, Py_ssize_t st
     for c in range(n):
         v_store(e + c * VLEN, last_value(op, False, False, False, v_load(columns + c * VLEN),
                                          zero, &last))
+    if count == VLEN and rows.out_step == n * <Py_ssize_t>sizeof(real):
+        few_to_rows(<int>n, e, out_of(rows, start))
+        return
     for k in range(count):
         out = out_of(rows, start + k)
         for c in range(n):

@@ -1,17 +1,17 @@
 # Operations along another axis than the last.
 #
 # Mathematics, precision and the order of additions are those of row.pxi; here a lane is
-# one row, so nothing is ever added across lanes. A panel is four vectors of neighbouring
+# one row, so nothing is ever added across lanes. A panel is eight vectors of neighbouring
 # rows, block after block of its columns.
 #
 # Passes over a block: its columns are packed next to each other (a stride of a power of two
 # would put them all into the same few sets of the cache), then everything is done there, and
 # the result goes to `out`. Rows of up to one block: one read, one write. Longer: exponentials
-# go to `out`, to be scaled in a last sweep; the vjps read once more. Rows out of reach, and
-# all rows at temperature 0, go through row.pxi.
+# go to `out`, to be scaled in a last sweep. Rows out of reach, and all rows at temperature 0,
+# go through row.pxi. The vjps: at the end.
 
 cdef enum:
-    WIDE = 4  # vectors in a panel
+    WIDE = 8  # vectors in a panel (measured: 4 and 16 are slower)
 
 cdef struct Panel:
     const char *x
@@ -23,7 +23,7 @@ cdef struct Panel:
     int vectors     # with rows in them
     Py_ssize_t last_count  # rows in the last of them
     vmask last             # its lanes that are
-    bint full              # whether rows are in all lanes
+    int full               # its vectors if they are WIDE or half of that, with rows in all lanes
     bint dense             # whether every class has a target weight q of its own
 
 cdef struct PanelScratch:
@@ -71,54 +71,56 @@ cdef void pack(const Panel *panel, Py_ssize_t begin, Py_ssize_t end, real *packe
                vec *maximum) noexcept nogil:
     """Columns [begin, end) of each vector, one after the other, and their maxima."""
     if panel.keep != NULL:
-        pack_as(True, False, panel, begin, end, packed, maximum)
+        pack_as(True, 0, panel, begin, end, packed, maximum)
+    elif panel.full == WIDE:
+        pack_as(False, WIDE, panel, begin, end, packed, maximum)
     elif panel.full:
-        pack_as(False, True, panel, begin, end, packed, maximum)
+        pack_as(False, WIDE // 2, panel, begin, end, packed, maximum)
     else:
-        pack_as(False, False, panel, begin, end, packed, maximum)
+        pack_as(False, 0, panel, begin, end, packed, maximum)
 
 
-cdef inline void pack_as(bint masked, bint full, const Panel *panel, Py_ssize_t begin,
+cdef inline void pack_as(bint masked, int full, const Panel *panel, Py_ssize_t begin,
                          Py_ssize_t end, real *packed, vec *maximum) noexcept nogil:
     cdef vec[WIDE] m
     cdef vec xv, lowest = v_set1(<real>-INFINITY)
     cdef const char *column = panel.x + begin * panel.x_step
     cdef Py_ssize_t c, step = panel.x_step
-    cdef int v
-    for v in range(WIDE):
+    cdef int v, vectors = full if full else panel.vectors
+    for v in range(vectors):
         m[v] = lowest
     for c in range(begin, end):
-        for v in range(WIDE):
-            if full or v < panel.vectors:
-                xv = panel_load(full, column, panel, v)
-                if masked:
-                    xv = v_where(kept(panel, c, v), xv, lowest)
-                m[v] = v_max(xv, m[v])
-                v_store(packed + v * packed_at(BLOCK) + packed_at(c - begin), xv)
+        for v in range(vectors):
+            xv = panel_load(full, column, panel, v)
+            if masked:
+                xv = v_where(kept(panel, c, v), xv, lowest)
+            m[v] = v_max(xv, m[v])
+            v_store(packed + v * packed_at(BLOCK) + packed_at(c - begin), xv)
         column += step
-    for v in range(WIDE):
+    for v in range(vectors):
         maximum[v] = m[v]
 
 
 cdef void pack_plainly(const Panel *panel, const char *column, Py_ssize_t step,
                        Py_ssize_t columns, real *packed) noexcept nogil:
     """pack without a mask or maxima."""
-    if panel.full:
-        pack_plainly_as(True, panel, column, step, columns, packed)
+    if panel.full == WIDE:
+        pack_plainly_as(WIDE, panel, column, step, columns, packed)
+    elif panel.full:
+        pack_plainly_as(WIDE // 2, panel, column, step, columns, packed)
     else:
-        pack_plainly_as(False, panel, column, step, columns, packed)
+        pack_plainly_as(0, panel, column, step, columns, packed)
 
 
-cdef inline void pack_plainly_as(bint full, const Panel *panel, const char *column,
+cdef inline void pack_plainly_as(int full, const Panel *panel, const char *column,
                                  Py_ssize_t step, Py_ssize_t columns,
                                  real *packed) noexcept nogil:
     cdef Py_ssize_t c
-    cdef int v
+    cdef int v, vectors = full if full else panel.vectors
     for c in range(columns):
-        for v in range(WIDE):
-            if full or v < panel.vectors:
-                v_store(packed + v * packed_at(BLOCK) + packed_at(c),
-                        panel_load(full, column, panel, v))
+        for v in range(vectors):
+            v_store(packed + v * packed_at(BLOCK) + packed_at(c),
+                    panel_load(full, column, panel, v))
         column += step
 
 
@@ -152,19 +154,21 @@ cdef inline void write_packed(int op, bint general, bint dense, const Panel *pan
     for v in range(panel.vectors):
         any_outside |= outside[v]
     if (op == SOFTMAX or op == LOG_SOFTMAX) and panel.keep != NULL:
-        write_packed_as(op, general, dense, True, False, panel, begin, end, scratch, last, outside)
+        write_packed_as(op, general, dense, True, 0, panel, begin, end, scratch, last, outside)
+    elif panel.full == WIDE and any_outside == 0:
+        write_packed_as(op, general, dense, False, WIDE, panel, begin, end, scratch, last, outside)
     elif panel.full and any_outside == 0:
-        write_packed_as(op, general, dense, False, True, panel, begin, end, scratch, last, outside)
-    else:
-        write_packed_as(op, general, dense, False, False, panel, begin, end, scratch, last,
+        write_packed_as(op, general, dense, False, WIDE // 2, panel, begin, end, scratch, last,
                         outside)
+    else:
+        write_packed_as(op, general, dense, False, 0, panel, begin, end, scratch, last, outside)
 
 
-cdef inline void write_packed_as(int op, bint general, bint dense, bint masked, bint full,
+cdef inline void write_packed_as(int op, bint general, bint dense, bint masked, int full,
                                  const Panel *panel, Py_ssize_t begin, Py_ssize_t end,
                                  const PanelScratch *scratch, const Last *last,
                                  const uint64_t *outside) noexcept nogil:
-    """full: every vector is to be written."""
+    """full: as in a panel, where every vector is to be written."""
     # Here, because compilers take vectors' stores for writes to any structure.
     cdef const real *packed = scratch.packed
     cdef const real *packed_y = scratch.packed_y
@@ -173,12 +177,12 @@ cdef inline void write_packed_as(int op, bint general, bint dense, bint masked, 
     cdef vec zero = v_set1(0), value, yv = zero
     cdef vec hidden = zero if op == SOFTMAX else v_set1(<real>-INFINITY)
     cdef Py_ssize_t c
-    cdef int v
+    cdef int v, vectors = full if full else panel.vectors
     for c in range(begin, end):
-        for v in range(WIDE):
-            if full or v < panel.vectors and outside[v] == 0:
+        for v in range(vectors):
+            if full or outside[v] == 0:
                 value = v_load(packed + v * packed_at(BLOCK) + packed_at(c - begin))
-                if dense or is_product(op):
+                if dense:
                     yv = v_load(packed_y + v * y_next + packed_at(c - begin))
                 value = last_value(op, general, dense, False, value, yv, &last[v])
                 if masked:
@@ -508,8 +512,6 @@ cdef inline void write_block(int op, bint general, bint dense, const Panel *pane
             value = panel_load(False, source, panel, v)
             if dense:
                 yv = v_load(scratch.packed_y + v * scratch.y_next + packed_at(c - begin))
-            elif is_product(op):
-                yv = panel_load(False, panel.y + c * panel.y_step, panel, v)
             value = last_value(op, general, dense, stores_exp(op), value, yv, &last[v])
             if panel.keep != NULL:
                 value = v_where(kept(panel, c, v), value, hidden)
@@ -545,60 +547,6 @@ cdef inline int merge_level(Partial *stack, int depth, int vectors) noexcept nog
     return depth - 1
 
 
-cdef inline void product_panel(int op, const Panel *panel, const View *view,
-                               const PanelScratch *scratch) noexcept nogil:
-    """A panel of softmax_vjp or log_softmax_vjp."""
-    cdef LaneSums sums
-    cdef Last[WIDE] last
-    cdef uint64_t[WIDE] none
-    cdef double[16] dot
-    cdef real[16] number
-    cdef Py_ssize_t n = panel.n, begin, end, chunk, c, bits, k, index = 0
-    cdef int v, depth = 0
-    for begin from 0 <= begin < n by BLOCK:
-        end = min(n, begin + BLOCK)
-        pack_plainly(panel, panel.x + begin * panel.x_step, panel.x_step, end - begin,
-                     scratch.packed)
-        pack_plainly(panel, panel.y + begin * panel.y_step, panel.y_step, end - begin,
-                     scratch.packed_y)
-        for chunk from begin <= chunk < end by CHUNK:
-            c = packed_at(chunk - begin)
-            for v in range(panel.vectors):
-                sum_chunk_columns(kind_of(op), False, False,
-                                  scratch.packed + v * packed_at(BLOCK) + c,
-                                  scratch.packed_y + v * packed_at(BLOCK) + c, NULL,
-                                  min(end - chunk, CHUNK), NULL, v_set1(0), &sums)
-                spread(sums.dot, dot)
-                for k in range(VLEN):
-                    scratch.stack[(depth * WIDE + v) * VLEN + k].dot = dot[k]
-            depth += 1
-            bits = index
-            while bits & 1:
-                depth = add_dots(scratch.stack, depth, panel.vectors)
-                bits >>= 1
-            index += 1
-    while depth > 1:
-        depth = add_dots(scratch.stack, depth, panel.vectors)
-    for v in range(panel.vectors):
-        none[v] = 0
-        for k in range(VLEN):
-            number[k] = <real>scratch.stack[v * VLEN + k].dot
-        last[v].m = v_load(number)
-        last[v].beta_high = v_set1(<real>view.beta_high)
-    if n <= BLOCK:
-        write_packed(op, True, False, panel, 0, n, scratch, last, none)
-    else:
-        write_block(op, True, False, panel, 0, n, scratch, last)
-
-
-cdef inline int add_dots(Partial *stack, int depth, int vectors) noexcept nogil:
-    cdef Partial *into = stack + (depth - 2) * (WIDE * VLEN)
-    cdef int i
-    for i in range(vectors * VLEN):
-        into[i].dot += into[WIDE * VLEN + i].dot
-    return depth - 1
-
-
 cdef inline int row_by_row(int op, const Task *task, Py_ssize_t begin,
                            Py_ssize_t end) noexcept nogil:
     if op == SOFTMAX:
@@ -626,13 +574,11 @@ cdef inline int run_panels(int op, const Task *task, Py_ssize_t begin,
     cdef uint64_t[WIDE] outside
     cdef char *memory
     cdef int v, failed = 0
-    # Four chunks to a block, which is what product_panel counts in.
-    while (<Py_ssize_t>1 << levels) <= 8 * blocks:
+    while (<Py_ssize_t>1 << levels) <= 2 * blocks:
         levels += 1
     panel.dense = is_dense(op, task)
     memory = <char *>malloc(columns * (blocks * sizeof(double) + levels * sizeof(Partial))
-                            + (2 * room if panel.dense or is_product(op) else room)
-                            * sizeof(real) + 64)
+                            + (2 * room if panel.dense else room) * sizeof(real) + 64)
     if memory == NULL:
         return -1
     scratch.exponents = <double *>memory
@@ -659,7 +605,9 @@ cdef inline int run_panels(int op, const Task *task, Py_ssize_t begin,
         panel.vectors = <int>((count + VLEN - 1) // VLEN)
         panel.last_count = count - (panel.vectors - 1) * VLEN
         panel.last = v_first(panel.last_count)
-        panel.full = count == columns
+        panel.full = 0
+        if panel.last_count == VLEN and (panel.vectors == WIDE or panel.vectors == WIDE // 2):
+            panel.full = panel.vectors
         panel.row = row
         panel.x = at(&task.x, outer, inner)
         panel.y = at(&task.y, outer, inner) if task.y.data != NULL else NULL
@@ -667,9 +615,7 @@ cdef inline int run_panels(int op, const Task *task, Py_ssize_t begin,
         panel.out = NULL
         if has_elements(op):
             panel.out = <char *>at(&task.out, outer, inner)
-        if is_product(op):
-            product_panel(op, &panel, &view, &scratch)
-        elif is_one_hot(view.temperature):
+        if is_one_hot(view.temperature):
             failed |= row_by_row(op, task, row, row + count)
         elif task.n > BLOCK:
             if not long_panel(op, task, &panel, &view, &scratch):
@@ -703,9 +649,186 @@ cdef int cross_entropy_with_grad_panels(const Task *task, Py_ssize_t begin,
                                         Py_ssize_t end) noexcept nogil:
     return run_panels(CROSS_ENTROPY_WITH_GRAD, task, begin, end)
 
+
+# ------------------------------------------------------------------------------ the vjps
+#
+# They have no exponentials to hide behind, so what counts is how the columns come from memory:
+# column by column, in runs of up to RUN vectors of neighbouring rows, not packed. The tree over
+# the lanes of a chunk is gone through in depth, so that few sums wait at a time. Two reads.
+
+cdef enum:
+    RUN = 32  # measured
+    DEPTH = 7  # of the tree over 64 lanes
+
+cdef inline vec add_term(int kind, bint full, const char *x, const char *y, const Panel *run,
+                         int v, vec sum) noexcept nogil:
+    cdef vec yv = panel_load(full, y, run, v)
+    if kind == PLAIN:
+        return v_add(yv, sum)
+    return v_fma(panel_load(full, x, run, v), yv, sum)
+
+
+cdef inline void add_lane(int kind, bint full, const Panel *run, Py_ssize_t begin, Py_ssize_t end,
+                          real *sums) noexcept nogil:
+    """Columns begin, begin + LANES, ..."""
+    cdef const char *x
+    cdef const char *y
+    cdef Py_ssize_t c
+    cdef int v, vectors = run.vectors
+    for c from begin <= c < end by LANES:
+        x = run.x + c * run.x_step
+        y = run.y + c * run.y_step
+        for v in range(vectors):
+            v_store(sums + v * VLEN,
+                    add_term(kind, full, x, y, run, v,
+                             v_set1(0) if c == begin else v_load(sums + v * VLEN)))
+
+
+cdef inline void add_few_lanes(int kind, bint full, int used, const Panel *run,
+                               Py_ssize_t begin, real *sums) noexcept nogil:
+    """One column each of `used` lanes that are a quarter of them apart, added as in the tree."""
+    cdef const char *x = run.x + begin * run.x_step
+    cdef const char *y = run.y + begin * run.y_step
+    cdef Py_ssize_t x_next = LANES // 4 * run.x_step, y_next = LANES // 4 * run.y_step
+    cdef vec[4] term
+    cdef int p, v, vectors = run.vectors
+    for v in range(vectors):
+        for p in range(used):
+            term[p] = add_term(kind, full, x + p * x_next, y + p * y_next, run, v, v_set1(0))
+        v_store(sums + v * VLEN, in_order(used, term))
+
+
+cdef inline Py_ssize_t reversed_bits(Py_ssize_t i, Py_ssize_t count) noexcept nogil:
+    """i < count with its bits in reverse; count is a power of two."""
+    cdef Py_ssize_t result = 0
+    while count > 1:
+        result = 2 * result + (i & 1)
+        i >>= 1
+        count >>= 1
+    return result
+
+
+cdef inline void add_chunk_of_run(int kind, bint full, const Panel *run, Py_ssize_t begin,
+                                  Py_ssize_t end, real *waiting) noexcept nogil:
+    """Every row's sum over columns [begin, end), up to a chunk, to the first of `waiting`."""
+    cdef real *top = waiting
+    cdef Py_ssize_t n = end - begin, quarter = LANES // 4, i, lane, bits, width
+    cdef Py_ssize_t leaves = quarter if n <= LANES else LANES
+    cdef int v, vectors = run.vectors
+    for i in range(leaves):
+        lane = reversed_bits(i, leaves)
+        if lane < n:
+            if n > LANES:
+                add_lane(kind, full, run, begin + lane, end, top)
+            elif lane + 3 * quarter < n:
+                add_few_lanes(kind, full, 4, run, begin + lane, top)
+            elif lane + 2 * quarter < n:
+                add_few_lanes(kind, full, 3, run, begin + lane, top)
+            elif lane + quarter < n:
+                add_few_lanes(kind, full, 2, run, begin + lane, top)
+            else:
+                add_few_lanes(kind, full, 1, run, begin + lane, top)
+            top += RUN * VLEN
+        bits = i
+        width = 1
+        while bits & 1:
+            # Lanes that have no column were not put there.
+            if reversed_bits(i + 1 - width, leaves) < n:
+                top -= RUN * VLEN
+                for v in range(vectors):
+                    v_store(top + (v - RUN) * VLEN,
+                            v_add(v_load(top + (v - RUN) * VLEN), v_load(top + v * VLEN)))
+            bits >>= 1
+            width *= 2
+
+
+cdef inline void product_run(int op, bint full, const Panel *run, const View *view, real *waiting,
+                             double *chunks) noexcept nogil:
+    cdef Last last
+    cdef const char *x
+    cdef const char *y
+    cdef char *out
+    cdef double *top = chunks
+    cdef Py_ssize_t n = run.n, begin, bits, c, k, rows = run.vectors * VLEN, index = 0
+    cdef int v, vectors = run.vectors
+    for begin from 0 <= begin < n by CHUNK:
+        add_chunk_of_run(kind_of(op), full, run, begin, min(n, begin + CHUNK), waiting)
+        if n <= CHUNK:
+            break
+        for k in range(rows):
+            top[k] = waiting[k]
+        bits = index
+        while bits & 1:
+            top -= RUN * VLEN
+            for k in range(rows):
+                top[k] += top[RUN * VLEN + k]
+            bits >>= 1
+        top += RUN * VLEN
+        index += 1
+    if n > CHUNK:
+        top -= RUN * VLEN
+        while top > chunks:
+            top -= RUN * VLEN
+            for k in range(rows):
+                top[k] += top[RUN * VLEN + k]
+        for k in range(rows):
+            waiting[k] = <real>chunks[k]
+    last.beta_high = v_set1(<real>view.beta_high)
+    for c in range(n):
+        x = run.x + c * run.x_step
+        y = run.y + c * run.y_step
+        out = run.out + c * run.out_step
+        for v in range(vectors):
+            last.m = v_load(waiting + v * VLEN)
+            panel_store(full, out, run, v,
+                        last_value(op, True, False, False, panel_load(full, x, run, v),
+                                   panel_load(full, y, run, v), &last))
+
+
+cdef inline int run_products(int op, const Task *task, Py_ssize_t begin,
+                             Py_ssize_t end) noexcept nogil:
+    """run_panels for the vjps."""
+    cdef Py_ssize_t per_outer = (task.inner + WIDE * VLEN - 1) // (WIDE * VLEN)
+    cdef Py_ssize_t index = begin, panels, outer, inner, count, levels = 2
+    cdef View view
+    cdef Panel run
+    cdef double *chunks
+    cdef real *waiting
+    while (<Py_ssize_t>1 << levels) * CHUNK <= 2 * task.n:
+        levels += 1
+    chunks = <double *>malloc(RUN * VLEN * (levels * sizeof(double) + DEPTH * sizeof(real)) + 64)
+    if chunks == NULL:
+        return -1
+    waiting = <real *>(chunks + levels * RUN * VLEN)
+    waiting += (-<Py_ssize_t>waiting & 63) // <Py_ssize_t>sizeof(real)
+    set_view(&view, task.temperature[0], 0)
+    run.n = task.n
+    run.x_step = task.x.n
+    run.y_step = task.y.n
+    run.out_step = task.out.n
+    while index < end:
+        outer = index // per_outer
+        panels = min(min(end - index, <Py_ssize_t>(RUN // WIDE)), (outer + 1) * per_outer - index)
+        inner = (index - outer * per_outer) * (WIDE * VLEN)
+        count = min(panels * (WIDE * VLEN), task.inner - inner)
+        run.vectors = <int>((count + VLEN - 1) // VLEN)
+        run.last_count = count - (run.vectors - 1) * VLEN
+        run.last = v_first(run.last_count)
+        run.x = at(&task.x, outer, inner)
+        run.y = at(&task.y, outer, inner)
+        run.out = <char *>at(&task.out, outer, inner)
+        if run.last_count == VLEN:
+            product_run(op, True, &run, &view, waiting, chunks)
+        else:
+            product_run(op, False, &run, &view, waiting, chunks)
+        index += panels
+    free(chunks)
+    return 0
+
+
 cdef int softmax_vjp_panels(const Task *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
-    return run_panels(SOFTMAX_VJP, task, begin, end)
+    return run_products(SOFTMAX_VJP, task, begin, end)
 
 cdef int log_softmax_vjp_panels(const Task *task, Py_ssize_t begin,
                                 Py_ssize_t end) noexcept nogil:
-    return run_panels(LOG_SOFTMAX_VJP, task, begin, end)
+    return run_products(LOG_SOFTMAX_VJP, task, begin, end)
