@@ -1372,6 +1372,7 @@ cdef inline Py_ssize_t batched_rows(int op, bint general, bint dense, int vector
     """
     cdef Batch batch
     cdef LaneSums sums
+    cdef Partial whole
     cdef Maxima[4] maxima  # more than there are rows longer than a chunk in a block
     cdef Py_ssize_t k, row, count, usable, start = begin
     cdef Py_ssize_t stride = (task.n + VLEN - 1) // VLEN * VLEN
@@ -1380,7 +1381,7 @@ cdef inline Py_ssize_t batched_rows(int op, bint general, bint dense, int vector
     cdef Py_ssize_t most = min(VLEN, room // stride)
     if vectors > 0 or vectors == FEW:
         most = VLEN
-    if vectors == LONGER:
+    if vectors == LONGER and not is_product(op):
         for k in range(min(most, rows.count - start)):
             find_maxima(x_of(rows, start + k), task.n, &maxima[k])
     while start < rows.count:
@@ -1392,7 +1393,12 @@ cdef inline Py_ssize_t batched_rows(int op, bint general, bint dense, int vector
                 batch.target_logit[k] = 0
                 if task.target != NULL and task.target[row] != task.ignore_index:
                     batch.target_logit[k] = x_of(rows, start + k)[task.target[row]]
-        if is_product(op):
+        if is_product(op) and vectors == LONGER:
+            for k in range(count):
+                add_block(kind_of(op), False, x_of(rows, start + k), y_of(rows, start + k), NULL,
+                          False, task.n, view, NULL, 0, &whole)
+                batch.rest[k] = whole.dot
+        elif is_product(op):
             for k in range(count):
                 sum_lanes(kind_of(op), False, False, False, vectors, x_of(rows, start + k),
                           y_of(rows, start + k), NULL, False, task.n, NULL, v_set1(0), &sums)
@@ -1567,8 +1573,8 @@ cdef void one_row(int op, const Rows *rows, Py_ssize_t k, const Task *task, cons
 cdef inline void each_row(int op, const Rows *rows, const Task *task, const View *view,
                           bint dense, const Scratch *scratch) noexcept nogil:
     """All rows, batched as long as nothing is special about them."""
-    cdef bint batched = (task.n <= (CHUNK if is_product(op) else BLOCK)
-                         and task.temperature_step == 0 and not is_one_hot(view.temperature))
+    cdef bint batched = (task.n <= BLOCK and task.temperature_step == 0
+                         and not is_one_hot(view.temperature))
     cdef Rows weighted = rows[0]
     cdef Py_ssize_t k = 0
     if dense and scratch.q != NULL:
