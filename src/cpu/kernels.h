@@ -78,7 +78,7 @@ typedef struct {
     double anchor; /* rows whose largest |x / T| exceeds this are anchored (constants.h) */
     /* Rows [begin, end), numbered in C order of (outer, inner). */
     RangeFunction rows[OPERATIONS];
-    /* Panels [begin, end) of panel_columns neighbours along a contiguous inner
+    /* Units [begin, end) of panel_columns neighbours along a contiguous inner
      * dimension, outer by outer; NULL where an operation has no vertical form. */
     RangeFunction panels[OPERATIONS];
     Py_ssize_t panel_columns;

@@ -12,6 +12,7 @@
 
 cdef enum:
     WIDE = 8  # vectors in a panel (measured: 4 and 16 are slower)
+    UNIT = 4  # likewise in what is not divided among threads
 
 cdef struct Panel:
     const char *x
@@ -560,12 +561,58 @@ cdef inline int row_by_row(int op, const Task *task, Py_ssize_t begin,
     return cross_entropy_with_grad_rows(task, begin, end)
 
 
+cdef inline void set_steps(const Task *task, Panel *panel) noexcept nogil:
+    panel.n = task.n
+    panel.x_step = task.x.n
+    panel.y_step = task.y.n
+    panel.out_step = task.out.n
+    panel.keep_step = task.mask.n
+    panel.keep_inner = task.mask.inner
+
+
+cdef inline Py_ssize_t units_of(const Task *task) noexcept nogil:
+    """Of one outer index."""
+    return (task.inner + UNIT * VLEN - 1) // (UNIT * VLEN)
+
+
+cdef inline Py_ssize_t units_together(const Task *task, Py_ssize_t begin, Py_ssize_t end,
+                                      Py_ssize_t most) noexcept nogil:
+    """How many units to take at a time, up to `most`.
+
+    Fewer than all of a thread's: neighbours, which share cache lines of `out`, would write to
+    these at the same time.
+    """
+    if begin == 0 and end == task.outer * units_of(task):
+        return most
+    return min(most, (end - begin + 1) // 2)
+
+
+cdef inline Py_ssize_t place(const Task *task, Py_ssize_t index, Py_ssize_t end,
+                             Py_ssize_t most, Panel *panel) noexcept nogil:
+    """Put units from `index` on into a panel, up to `most` of one outer index; how many."""
+    cdef Py_ssize_t per_outer = units_of(task), outer = index // per_outer
+    cdef Py_ssize_t inner = (index - outer * per_outer) * (UNIT * VLEN)
+    cdef Py_ssize_t units = min(min(end - index, most), (outer + 1) * per_outer - index)
+    cdef Py_ssize_t count = min(units * (UNIT * VLEN), task.inner - inner)
+    panel.vectors = <int>((count + VLEN - 1) // VLEN)
+    panel.last_count = count - (panel.vectors - 1) * VLEN
+    panel.last = v_first(panel.last_count)
+    panel.full = 0
+    if panel.last_count == VLEN and (panel.vectors == WIDE or panel.vectors == WIDE // 2):
+        panel.full = panel.vectors
+    panel.row = outer * task.inner + inner
+    panel.x = at(&task.x, outer, inner)
+    panel.y = at(&task.y, outer, inner) if task.y.data != NULL else NULL
+    panel.keep = at(&task.mask, outer, inner) if task.mask.data != NULL else NULL
+    panel.out = <char *>at(&task.out, outer, inner) if task.out.data != NULL else NULL
+    return units
+
+
 cdef inline int run_panels(int op, const Task *task, Py_ssize_t begin,
                            Py_ssize_t end) noexcept nogil:
-    """Panels [begin, end), counted along the inner dimension, outer by outer."""
-    cdef Py_ssize_t columns = WIDE * VLEN
-    cdef Py_ssize_t per_outer = (task.inner + columns - 1) // columns
-    cdef Py_ssize_t index, outer, inner, count, row
+    """Units [begin, end), counted along the inner dimension, outer by outer."""
+    cdef Py_ssize_t index = begin, most = units_together(task, begin, end, WIDE // UNIT)
+    cdef Py_ssize_t columns = WIDE * VLEN, rows_end
     cdef Py_ssize_t blocks = (task.n + BLOCK - 1) // BLOCK, levels = 2
     cdef Py_ssize_t room = packed_at(BLOCK) * WIDE
     cdef View view
@@ -589,45 +636,23 @@ cdef inline int run_panels(int op, const Task *task, Py_ssize_t begin,
     scratch.packed_y = scratch.packed + room
     scratch.y_next = packed_at(BLOCK) if task.y.data != NULL else 0
     set_view(&view, task.temperature[0], 0)
-    panel.n = task.n
-    panel.x_step = task.x.n
-    panel.y_step = task.y.n
-    panel.out_step = task.out.n
-    panel.keep_step = task.mask.n
-    panel.keep_inner = task.mask.inner
+    set_steps(task, &panel)
     if panel.dense and task.target != NULL and task.n <= BLOCK:
         pack_q(task, &panel, 0, task.n, &scratch)
-    for index in range(begin, end):
-        outer = index // per_outer
-        inner = (index - outer * per_outer) * columns
-        count = min(columns, task.inner - inner)
-        row = outer * task.inner + inner
-        panel.vectors = <int>((count + VLEN - 1) // VLEN)
-        panel.last_count = count - (panel.vectors - 1) * VLEN
-        panel.last = v_first(panel.last_count)
-        panel.full = 0
-        if panel.last_count == VLEN and (panel.vectors == WIDE or panel.vectors == WIDE // 2):
-            panel.full = panel.vectors
-        panel.row = row
-        panel.x = at(&task.x, outer, inner)
-        panel.y = at(&task.y, outer, inner) if task.y.data != NULL else NULL
-        panel.keep = at(&task.mask, outer, inner) if task.mask.data != NULL else NULL
-        panel.out = NULL
-        if has_elements(op):
-            panel.out = <char *>at(&task.out, outer, inner)
+    while index < end and failed == 0:
+        index += place(task, index, end, most, &panel)
+        rows_end = panel.row + (panel.vectors - 1) * VLEN + panel.last_count
         if is_one_hot(view.temperature):
-            failed |= row_by_row(op, task, row, row + count)
+            failed |= row_by_row(op, task, panel.row, rows_end)
         elif task.n > BLOCK:
             if not long_panel(op, task, &panel, &view, &scratch):
-                failed |= row_by_row(op, task, row, row + count)
+                failed |= row_by_row(op, task, panel.row, rows_end)
         else:
             short_panel(op, task, &panel, &view, &scratch, outside)
             for v in range(panel.vectors):
                 if outside[v] != 0:
-                    failed |= row_by_row(op, task, row + v * VLEN,
-                                         row + min(count, (v + 1) * VLEN))
-        if failed != 0:
-            break
+                    failed |= row_by_row(op, task, panel.row + v * VLEN,
+                                         min(panel.row + (v + 1) * VLEN, rows_end))
     free(memory)
     return failed
 
@@ -788,8 +813,8 @@ cdef inline void product_run(int op, bint full, const Panel *run, const View *vi
 cdef inline int run_products(int op, const Task *task, Py_ssize_t begin,
                              Py_ssize_t end) noexcept nogil:
     """run_panels for the vjps."""
-    cdef Py_ssize_t per_outer = (task.inner + WIDE * VLEN - 1) // (WIDE * VLEN)
-    cdef Py_ssize_t index = begin, panels, outer, inner, count, levels = 2
+    cdef Py_ssize_t index = begin, most = units_together(task, begin, end, RUN // UNIT)
+    cdef Py_ssize_t levels = 2
     cdef View view
     cdef Panel run
     cdef double *chunks
@@ -802,26 +827,13 @@ cdef inline int run_products(int op, const Task *task, Py_ssize_t begin,
     waiting = <real *>(chunks + levels * RUN * VLEN)
     waiting += (-<Py_ssize_t>waiting & 63) // <Py_ssize_t>sizeof(real)
     set_view(&view, task.temperature[0], 0)
-    run.n = task.n
-    run.x_step = task.x.n
-    run.y_step = task.y.n
-    run.out_step = task.out.n
+    set_steps(task, &run)
     while index < end:
-        outer = index // per_outer
-        panels = min(min(end - index, <Py_ssize_t>(RUN // WIDE)), (outer + 1) * per_outer - index)
-        inner = (index - outer * per_outer) * (WIDE * VLEN)
-        count = min(panels * (WIDE * VLEN), task.inner - inner)
-        run.vectors = <int>((count + VLEN - 1) // VLEN)
-        run.last_count = count - (run.vectors - 1) * VLEN
-        run.last = v_first(run.last_count)
-        run.x = at(&task.x, outer, inner)
-        run.y = at(&task.y, outer, inner)
-        run.out = <char *>at(&task.out, outer, inner)
+        index += place(task, index, end, most, &run)
         if run.last_count == VLEN:
             product_run(op, True, &run, &view, waiting, chunks)
         else:
             product_run(op, False, &run, &view, waiting, chunks)
-        index += panels
     free(chunks)
     return 0
 
