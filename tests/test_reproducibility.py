@@ -129,7 +129,7 @@ def test_any_layout_along_another_axis(dtype, name, layout):
         assert_same(rowwise(name, x, axis), want, function=name, layout=layout, axis=axis)
 
 
-@pytest.mark.parametrize("inner", [1, 2, 3, 8, 15, 16, 17, 64, 100])
+@pytest.mark.parametrize("inner", [1, 2, 3, 8, 15, 16, 17, 64, 100, 200])
 @pytest.mark.parametrize("n", [1, 2, 10, 33, 65, 300, 1025, 2049])
 def test_any_position_of_the_axis(dtype, name, n, inner):
     rows = normal((2, inner, n), dtype, seed=n)

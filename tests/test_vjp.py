@@ -73,6 +73,20 @@ def test_the_product_of_every_row_sums_to_zero(dtype, product, n):
     assert (abs(total) <= 16 * np.finfo(dtype).eps * np.maximum(size, 1)).all()
 
 
+# Of few and many lanes, of a chunk and of several; rows that fill runs of vectors, and not.
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("rows", [17, 256, 513, 1100])
+@pytest.mark.parametrize("n", [2, 3, 21, 33, 50, 64, 70, 257, 300, 513, 2100])
+def test_many_rows_along_another_axis(dtype, product, n, rows, threads):
+    _, vjp, forward, _ = product
+    g = normal((rows, n), dtype, seed=1)
+    y = forward(normal((rows, n), dtype))
+    expected = vjp(g, y)
+    with ps.num_threads(threads):
+        result = vjp(np.ascontiguousarray(g.T), np.ascontiguousarray(y.T), axis=0)
+    assert_same_bytes(result, expected.T)
+
+
 @pytest.mark.parametrize("axis", [0, 1, 2, (0, 2), (1, 2), None])
 def test_any_axis(dtype, product, axis):
     name, vjp, forward, reference = product
