@@ -515,8 +515,8 @@ cdef enum:
 cdef object made_simple(object x, object dtype, bint *half):
     """x if it is simple and of the dtype, if one is given; a copy that is of what is small.
 
-    Of half precision, which is to be the result's, it is one in float32. No copy is narrower
-    than what was given.
+    half: whether the result is to be rounded to float16; the copy is then in float32. No copy
+    is narrower than what was given. None for all else.
     """
     cdef int given, wanted
     half[0] = False

@@ -12,7 +12,7 @@
 
 cdef enum:
     WIDE = 8  # vectors in a panel (measured: 4 and 16 are slower)
-    UNIT = 4  # likewise in what is not divided among threads
+    UNIT = 4  # vectors that are not divided among threads
 
 cdef struct Panel:
     const char *x
@@ -682,7 +682,7 @@ cdef int cross_entropy_with_grad_panels(const Task *task, Py_ssize_t begin,
 # the lanes of a chunk is gone through in depth, so that few sums wait at a time. Two reads.
 
 cdef enum:
-    RUN = 32  # measured
+    RUN = 32   # vectors in a run (measured: 16 and 64 are slower)
     DEPTH = 7  # of the tree over 64 lanes
 
 cdef inline vec add_term(int kind, bint full, const char *x, const char *y, const Panel *run,
@@ -769,6 +769,10 @@ cdef inline void add_chunk_of_run(int kind, bint full, const Panel *run, Py_ssiz
 
 cdef inline void product_run(int op, bint full, const Panel *run, const View *view, real *waiting,
                              double *chunks) noexcept nogil:
+    """softmax_vjp or log_softmax_vjp of a run of rows; full: rows are in all of its lanes.
+
+    waiting: room for DEPTH runs of sums; chunks: for a run at each level of the tree over chunks.
+    """
     cdef Last last
     cdef const char *x
     cdef const char *y
