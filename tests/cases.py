@@ -1,13 +1,16 @@
 """What the tests run over: lengths, layouts, and every public function as a function of rows."""
 
+import contextlib
 import functools
 import os
 import subprocess
 import sys
+from unittest import mock
 
 import numpy as np
 
 import pysoftmax as ps
+from pysoftmax import _losses, _sigmoid, _softmax
 
 TESTS = os.path.dirname(os.path.abspath(__file__))
 
@@ -164,6 +167,16 @@ ROWWISE = {
         ps.binary_cross_entropy_with_logits_with_grad, x, axis
     ),
 }
+
+
+@contextlib.contextmanager
+def without_short_ways():
+    """Within, NumPy's arrays too go the general way through the public functions."""
+    with contextlib.ExitStack() as stack:
+        for module in (_losses, _sigmoid, _softmax):
+            for name in [name for name in vars(module) if name.startswith("fast_")]:
+                stack.enter_context(mock.patch.object(module, name, return_value=None))
+        yield
 
 
 def parts(result):

@@ -13,10 +13,10 @@ from unittest import mock
 import cuda_on_cpu
 import numpy as np
 import pytest
-from cases import plain
+from cases import plain, without_short_ways
 from numpy.lib.array_utils import byte_bounds
 
-from pysoftmax import _dispatch, _losses, _sigmoid, _softmax
+from pysoftmax import _dispatch
 from pysoftmax.backends import _cuda as cuda
 from pysoftmax.backends import cupy as backend
 from pysoftmax.backends import numpy as numpy_backend
@@ -175,10 +175,7 @@ def harness():
 def kernels_of_cupy(arrays):
     """Within, what is asked of NumPy's backend is computed by CuPy's, on copies in `arrays`."""
     with contextlib.ExitStack() as stack:
-        for module in (_losses, _sigmoid, _softmax):
-            # The short cuts of small NumPy arrays.
-            for name in [name for name in vars(module) if name.startswith("fast_")]:
-                stack.enter_context(mock.patch.object(module, name, return_value=None))
+        stack.enter_context(without_short_ways())
         for name in COMPUTES:
             function = _moved(getattr(backend, name), arrays)
             stack.enter_context(mock.patch.object(numpy_backend, name, function))

@@ -1,18 +1,15 @@
 """The table of rules: what goes in, what comes out, and what is refused."""
 
-import contextlib
 import math
 import warnings
-from unittest import mock
 
 import numpy as np
 import oracles
 import pytest
-from cases import BFLOAT16, LAYOUTS, normal, plain
+from cases import BFLOAT16, LAYOUTS, normal, plain, without_short_ways
 from oracles import assert_same_bytes, assert_ulp
 
 import pysoftmax as ps
-from pysoftmax import _losses, _sigmoid, _softmax
 
 INF, NAN = math.inf, math.nan
 SAME_SHAPE = [ps.softmax, ps.log_softmax]
@@ -485,10 +482,7 @@ def test_the_short_way_gives_what_the_general_way_gives(function, arrays, option
     """The same types and bytes, and no more warnings."""
     with np.errstate(all="raise"):
         short = function(*arrays, **options)
-    with contextlib.ExitStack() as stack:
-        for module in (_losses, _sigmoid, _softmax):
-            for name in [name for name in vars(module) if name.startswith("fast_")]:
-                stack.enter_context(mock.patch.object(module, name, return_value=None))
+    with without_short_ways():
         general = function(*arrays, **options)
     if not isinstance(general, tuple):
         short, general = (short,), (general,)
