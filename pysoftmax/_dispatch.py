@@ -44,6 +44,11 @@ def third_party() -> "dict[str, importlib.metadata.EntryPoint]":
     return {entry.name: entry for entry in importlib.metadata.entry_points(group=ENTRY_POINTS)}
 
 
+# Array type -> `short_way` of its backend, if that has one: what asks for nothing but the usual
+# goes there before anything is checked. Filled in when an array of the type first comes.
+SHORT_WAYS: dict[type, Callable[[str, Any, Any, float, Any], Any]] = {}
+
+
 @cache
 def load(name: str) -> Backend | Adapter:
     """Import a backend or an adapter by name."""
@@ -102,6 +107,8 @@ def library_of(**arrays: Any) -> Backend | Adapter:
                 f"{argument}: no backend for {describe(array)}; expected a list, a number, an "
                 f"array of numpy{others}, or one that has __dlpack__"
             )
+        if short_way := getattr(library, "short_way", None):
+            SHORT_WAYS[type(array)] = short_way
         found.setdefault(library.name, (library, f"{argument} is {describe(array)}"))
     if len(found) > 1:
         raise TypeError(

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from pysoftmax import _arguments as check
-from pysoftmax._dispatch import library_of
+from pysoftmax._dispatch import SHORT_WAYS, library_of
 from pysoftmax.adapters import Adapter
 from pysoftmax.backends import Array, Backend
 from pysoftmax.backends.numpy import (
@@ -296,6 +296,11 @@ def log_softmax_vjp(
 
 def _map(name: str, x: Any, axis: Any, temperature: Any, where: Any, dtype: Any, out: Any) -> Any:
     """softmax or log_softmax of anything."""
+    short_way = SHORT_WAYS.get(type(x))
+    if short_way and where is None and dtype is None and type(temperature) is float:
+        result = short_way(name, x, axis, temperature, out)
+        if result is not None:
+            return result
     backend = library_of(x=x, temperature=temperature, where=where, out=out)
     if isinstance(backend, Adapter):
         options = {"temperature": temperature, "where": where, "dtype": dtype, "out": out}

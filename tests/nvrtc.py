@@ -9,7 +9,7 @@ import pytest
 
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "sm_120")
 # As the backend compiles: subnormals are kept, and only what is written as one operation is one.
-OPTIONS = ("-std=c++17", "-ftz=false", "-fmad=false")
+OPTIONS = ("-std=c++17", "-default-device", "-ftz=false", "-fmad=false")
 
 RESOURCES = re.compile(
     r"Function properties for (?P<name>\w+)\s+ptxas +\. +(?P<stack>\d+) bytes stack frame, "

@@ -127,6 +127,12 @@ class HarnessGpu:
     def on(self, array):
         return contextlib.nullcontext()
 
+    def current(self):
+        return 0
+
+    def number(self, array):
+        return 0
+
     def device(self):
         return self._device
 
@@ -162,13 +168,18 @@ def harness():
     def find_device_arrays_first(array):
         return backend if gpu.owns(array) else find(array)
 
-    backend._plan.cache_clear()
+    def forget():
+        backend._plan.cache_clear()
+        backend._ready.cache_clear()
+        _dispatch.SHORT_WAYS.pop(DeviceArray, None)
+
+    forget()
     with (
         mock.patch.object(backend, "gpu", gpu),
         mock.patch.object(_dispatch, "find", find_device_arrays_first),
     ):
         yield gpu
-    backend._plan.cache_clear()
+    forget()
 
 
 @contextlib.contextmanager

@@ -25,9 +25,8 @@ def around(*borders):
 
 
 def lengths(unit):
-    return around(
-        1, unit.vector, unit.lanes, unit.chunk, unit.block, 16 * unit.block, 128 * unit.block
-    )
+    blocks = [count * unit.block for count in (1, 8, 16, 32, 64, 128)]
+    return around(1, unit.vector, unit.lanes, unit.chunk, *blocks)
 
 
 def plans(itemsize):
@@ -76,7 +75,7 @@ def test_clusters_are_for_devices_that_have_them(itemsize):
     seen = {90: set(), 80: set()}
     for device, _, _, plan in plans(itemsize):
         seen[device.architecture] |= {start.cluster for start in plan.starts}
-    assert seen == {90: {1, 8}, 80: {1}}
+    assert seen == {90: {1, 2, 4, 8}, 80: {1}}
 
 
 @pytest.mark.parametrize("itemsize", ITEMSIZES)
@@ -97,8 +96,11 @@ def test_the_regimes_begin_where_their_registers_end(itemsize):
 
     assert kernel(10_000, unit.chunk).kernel == "short_rows"
     assert kernel(10_000, unit.chunk + 1).kernel == "long_rows"
-    assert kernel(10_000, 16 * unit.block).cluster == 1
-    assert kernel(10_000, 16 * unit.block + 1).cluster == 8
+    assert kernel(10_000, 8 * unit.block).cluster == 1
+    assert kernel(10_000, 8 * unit.block + 1).cluster == 2
+    assert kernel(10_000, 64 * unit.block).threads == 8 * 32
+    assert kernel(10_000, 64 * unit.block + 1).threads == 16 * 32
+    assert kernel(10_000, 16 * unit.block, A100).kernel == "long_rows"
     assert kernel(10_000, 16 * unit.block + 1, A100).kernel == "stream_sum"
     assert kernel(10_000, 128 * unit.block + 1).kernel == "stream_sum"
     # A row alone would leave all multiprocessors but one idle.

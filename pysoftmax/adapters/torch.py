@@ -81,8 +81,8 @@ def in_stream_of(tensor: Any) -> Iterator[None]:
         yield
         return
     cupy = _extras.load("cupy", "cuda13", "a tensor on a CUDA device")
-    stream = sys.modules["torch"].cuda.current_stream(tensor.device).cuda_stream
-    with cupy.cuda.Device(tensor.device.index), cupy.cuda.ExternalStream(stream):
+    stream = sys.modules["torch"].cuda.current_stream(tensor.device)
+    with cupy.cuda.Device(tensor.device.index), cupy.cuda.Stream.from_external(stream):
         yield
 
 

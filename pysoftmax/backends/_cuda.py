@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 WARP = 32
-MOST_WARPS = 16  # of a thread block that works on one row
+WARPS = 8  # of a thread block that works on one row: two of them fit on a multiprocessor
 CLUSTER = 8  # thread blocks that may share a row, from compute capability 9.0 on
 NARROW = 16  # columns of a row that a single thread takes, along another axis
 PARTIAL_BYTES = 64
@@ -85,6 +85,7 @@ class Start:
     threads: int
     shared: int = 0
     cluster: int = 1
+    writes: bool = False  # nothing but `out`: left out where there is none
 
 
 @dataclass(frozen=True)
@@ -138,22 +139,23 @@ def plan_rows(itemsize: int, rows: int, n: int, device: Device) -> Launch:
     if n <= unit.chunk:
         return _short_rows(unit, rows, n)
     blocks = divided(n, unit.block)
-    spread = rows * blocks > rows and rows < device.multiprocessors
-    if blocks <= MOST_WARPS and not (spread and blocks > 4):
-        return _long_rows(rows, blocks, 1)
-    clustered = device.architecture >= 90 and blocks <= CLUSTER * MOST_WARPS
-    if clustered and rows * CLUSTER >= device.multiprocessors:
-        warps = 4
-        while CLUSTER * warps < blocks:
-            warps *= 2
-        return _long_rows(rows, warps, CLUSTER)
+    warps, cluster, most = WARPS, 1, CLUSTER if device.architecture >= 90 else 1
+    while warps * cluster < blocks and cluster < most:
+        cluster *= 2
+    if warps * cluster < blocks:
+        warps *= 2
+    # Few rows are spread over more multiprocessors.
+    while rows * cluster < device.multiprocessors and cluster < most and min(warps, blocks) > 4:
+        cluster, warps = 2 * cluster, warps // 2
+    if warps * cluster >= blocks and (rows * cluster >= device.multiprocessors or blocks <= 4):
+        return _long_rows(rows, blocks if cluster == 1 else warps, cluster)
     sweep = divided(rows * blocks, 4)
     return Launch(
         {"STREAMED_ROWS": 1},
         (
             Start("stream_sum", sweep, 128),
             Start("stream_merge", rows, 512 if blocks > 512 else 64),
-            Start("stream_write", sweep, 128),
+            Start("stream_write", sweep, 128, writes=True),
         ),
         partials=rows * blocks,
     )

@@ -41,7 +41,7 @@ BRINGS = "pip install 'pysoftmax[cuda13]', or cuda12"
 
 # Nothing is fused and no subnormal lost but where the source says so. CuPy's RawModule adds
 # -ftz=true after all other options, which wins, so modules are compiled here.
-OPTIONS = ("-std=c++17", "-fmad=false", "-ftz=false")
+OPTIONS = ("-std=c++17", "-default-device", "-fmad=false", "-ftz=false")
 
 
 class Gpu:
@@ -64,12 +64,19 @@ class Gpu:
 
     def on(self, array: Array) -> Any:
         """A context in which the device of `array` is the current one."""
-        current = self.namespace.cuda.runtime.getDevice()
-        return contextlib.nullcontext() if array.device.id == current else array.device
+        return contextlib.nullcontext() if self.number(array) == self.current() else array.device
+
+    def current(self) -> int:
+        """The number of the current device."""
+        return self.namespace.cuda.runtime.getDevice()  # type: ignore[no-any-return]
+
+    def number(self, array: Array) -> int:
+        """The number of the device that holds an array."""
+        return array.device.id  # type: ignore[no-any-return]
 
     def device(self) -> cuda.Device:
         """The current device."""
-        return self._device(self.namespace.cuda.runtime.getDevice())
+        return self._device(self.current())
 
     @functools.cache  # noqa: B019 - there is one Gpu
     def _device(self, number: int) -> cuda.Device:
@@ -85,7 +92,7 @@ class Gpu:
 
     def constant(self, value: float) -> Array:
         """An array of one float64 on the current device, made once."""
-        return self._constant(self.namespace.cuda.runtime.getDevice(), value)
+        return self._constant(self.current(), value)
 
     def pointer(self, array: Array) -> int:
         """Where the first element is."""
@@ -95,7 +102,7 @@ class Gpu:
         self, defines: tuple[tuple[str, int], ...], start: cuda.Start, task: np.ndarray[Any, Any]
     ) -> None:
         """Start one kernel on the current stream."""
-        key = self.namespace.cuda.runtime.getDevice(), defines, start.kernel
+        key = self.current(), defines, start.kernel
         function = self._functions.get(key)
         if function is None:
             module = self.namespace.RawModule(path=str(self._compiled(defines)))
@@ -346,7 +353,8 @@ def _run(
         partials = xp.empty(plan.partials * cuda.PARTIAL_BYTES, np.uint8)
         task["partials"] = gpu.pointer(partials)
     for start in plan.starts:
-        gpu.launch(defines, start, task)
+        if out is not None or not start.writes:
+            gpu.launch(defines, start, task)
 
 
 class _Output:
@@ -411,6 +419,66 @@ def _map(
         temperature=_temperatures(temperature, out),
     )
     output.finish()
+
+
+class _Ready:
+    """A call on contiguous arrays of one shape, dtype and device: all of it but the addresses."""
+
+    def __init__(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], axis: int) -> None:
+        self.starts: tuple[cuda.Start, ...] = ()
+        if dtype.name not in ("float16", "bfloat16", "float32", "float64"):
+            return
+        rows = _rows(shape, (axis % len(shape),), dtype.itemsize)
+        layout = rows.outer, rows.n, rows.inner
+        operation = {"softmax": SOFTMAX, "log_softmax": LOG_SOFTMAX}[name]
+        self.defines, plan, task = _plan(operation, dtype, layout, False, False, gpu.device())
+        self.task = task.copy()
+        for field in ("x", "out"):
+            self.task[f"{field}_outer"] = rows.n * rows.inner
+            self.task[f"{field}_n"] = rows.inner
+        if not rows.moved and not plan.partials:
+            self.starts = plan.starts
+
+
+@functools.lru_cache(4096)
+def _ready(
+    name: str, shape: tuple[int, ...], dtype: np.dtype[Any], axis: int, device: int
+) -> _Ready | None:
+    if 0 in shape or not -len(shape) <= axis < len(shape):
+        return None
+    ready = _Ready(name, shape, dtype, axis)
+    return ready if ready.starts else None
+
+
+def short_way(name: str, x: Array, axis: Any, temperature: float, out: Any) -> Any:
+    """softmax or log_softmax of contiguous arrays on the current device, in one kernel; or None."""
+    device = gpu.current()
+    if type(axis) is not int or temperature != 1.0 or not x.flags.c_contiguous:
+        return None
+    ready = _ready(name, x.shape, x.dtype, axis, device)
+    if ready is None or gpu.number(x) != device:
+        return None
+    begin = end = gpu.pointer(x)
+    if out is None:
+        out = gpu.namespace.empty(x.shape, x.dtype)
+        end = gpu.pointer(out)
+    elif out is not x:
+        if (
+            type(out) is not type(x)
+            or out.dtype != x.dtype
+            or out.shape != x.shape
+            or not out.flags.c_contiguous
+            or gpu.number(out) != device
+        ):
+            return None
+        end = gpu.pointer(out)
+        if begin != end and abs(begin - end) < x.nbytes:
+            return None
+    task = ready.task.copy()
+    task["x"], task["out"] = begin, end
+    for start in ready.starts:
+        gpu.launch(ready.defines, start, task)
+    return out
 
 
 @_on_its_device
@@ -553,8 +621,8 @@ def quotient(total: Any, divisor: Any, dtype: np.dtype[Any]) -> Any:
     with gpu.on(total):
         if isinstance(divisor, int | float):
             return (total / divisor if divisor else total * np.nan).astype(dtype)
-        none = divisor == 0
-        return xp.where(none, np.nan, total / xp.where(none, 1.0, divisor)).astype(dtype)
+        with np.errstate(divide="ignore", invalid="ignore"):  # 0 / 0, where arrays are NumPy's
+            return xp.where(divisor, total / divisor, np.nan).astype(dtype)
 
 
 def _elementwise(kernel: str, dtype: np.dtype[Any], n: int, **operands: Array | None) -> None:

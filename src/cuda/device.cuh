@@ -77,9 +77,24 @@ DEVICE double normal_quotient(double a, double b) {
 #endif
 }
 
-// Whichever is not NaN, like the CPU's, which pass NaN over.
-DEVICE real r_max(real a, real b) { return a > b ? a : b; }
+// Whichever is not NaN, like the CPU's, which pass NaN over. Of a zero and a negative zero either
+// may come out: where it is a row's maximum, no result shows which.
 DEVICE double d_max(double a, double b) { return a > b ? a : b; }
+#if PYSOFTMAX_DOUBLE
+DEVICE real r_max(real a, real b) { return d_max(a, b); }
+DEVICE real at_least(real a, real lowest) { return a < lowest ? lowest : a; }
+#else
+DEVICE real r_max(real a, real b) { return fmaxf(a, b); }
+// The larger, but NaN where a is.
+DEVICE real at_least(real a, real lowest) {
+#ifdef __CUDACC__
+    asm("max.NaN.f32 %0, %0, %1;" : "+f"(a) : "f"(lowest));
+    return a;
+#else
+    return a < lowest ? lowest : a;
+#endif
+}
+#endif
 DEVICE real r_abs(real a) { return as_real(as_bits(a) & ~((bits)1 << (8 * sizeof(real) - 1))); }
 DEVICE bool is_nan(real a) { return a != a; }
 
@@ -107,15 +122,26 @@ union Quad {
     __device__ Quad() {}
 };
 
+// VECTOR elements that lie side by side, aligned to 16 bytes.
+DEVICE void load_whole(const element *from, real *value) {
+    Quad quad;
+    ASSUME_GLOBAL(from);
+    quad.all = *reinterpret_cast<const uint4 *>(from);
+    UNROLL for (int v = 0; v < VECTOR; v++) value[v] = to_real(quad.each[v]);
+}
+
+DEVICE void store_whole(element *to, const real *value) {
+    Quad quad;
+    UNROLL for (int v = 0; v < VECTOR; v++) quad.each[v] = to_element(value[v]);
+    *reinterpret_cast<uint4 *>(to) = quad.all;
+}
+
 // The columns [column, column + VECTOR) of a row of n, `step` apart; absent ones are `other`.
 // vectors: they are neighbours, and 16 bytes at a time are aligned.
 DEVICE void load_vector(const element *row, int64 step, int64 column, int64 n, bool vectors,
                         real other, real *value) {
     if (vectors && column + VECTOR <= n) {
-        Quad quad;
-        ASSUME_GLOBAL(row);
-        quad.all = *reinterpret_cast<const uint4 *>(row + column);
-        UNROLL for (int v = 0; v < VECTOR; v++) value[v] = to_real(quad.each[v]);
+        load_whole(row + column, value);
     } else {
         UNROLL for (int v = 0; v < VECTOR; v++)
             value[v] = column + v < n ? to_real(row[(column + v) * step]) : other;
@@ -125,9 +151,7 @@ DEVICE void load_vector(const element *row, int64 step, int64 column, int64 n, b
 DEVICE void store_vector(element *row, int64 step, int64 column, int64 n, bool vectors,
                          const real *value) {
     if (vectors && column + VECTOR <= n) {
-        Quad quad;
-        UNROLL for (int v = 0; v < VECTOR; v++) quad.each[v] = to_element(value[v]);
-        *reinterpret_cast<uint4 *>(row + column) = quad.all;
+        store_whole(row + column, value);
     } else {
         UNROLL for (int v = 0; v < VECTOR; v++)
             if (column + v < n) row[(column + v) * step] = to_element(value[v]);

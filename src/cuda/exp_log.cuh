@@ -56,15 +56,36 @@ template <bool general> DEVICE Scale scale_of(const View &view, real exponent) {
     return scale;
 }
 
+// 2^(j / 8), and by how much of itself it is rounded, for the last three bits j of a number.
+struct Eighth {
+    real power, rest;
+};
+
+DEVICE Eighth eighth_of(bits number) { return {EIGHTHS[number & 7], EIGHTHS_REST[number & 7]}; }
+
+// The same where all lanes of a warp ask together, each with that of its own number: shuffles need
+// no addresses, and take their three bits themselves.
+DEVICE Eighth eighth_of(bits number, const Eighth &mine) {
+#if defined(__CUDACC__) && !PYSOFTMAX_DOUBLE
+    return {__shfl_sync(ALL, mine.power, (int)number, 8),
+            __shfl_sync(ALL, mine.rest, (int)number, 8)};
+#else
+    return eighth_of(number);
+#endif
+}
+
 // exp((x - c) / T) 2^(HEADROOM - K); zero where no probability could come of it.
-template <bool general> DEVICE real exp_scaled(real x, const View &view, const Scale &scale) {
+// mine: eighth_of the lane's number, where all lanes of a warp are here together.
+template <bool general>
+DEVICE real exp_scaled(real x, const View &view, const Scale &scale,
+                       const Eighth *mine = nullptr) {
     real d = x, z = x, low = 0;
     if (general) {
         d = x - view.shift;
         z = d * view.beta_high;
         low = r_fma(d, view.beta_low, r_fma(d, view.beta_high, 0 - z));
-    } else if (x < scale.lowest) {
-        z = scale.lowest;
+    } else {
+        z = at_least(x, scale.lowest);
     }
     real shifted = r_fma(z, (real)(8 * LOG2E), scale.magic);
     real t = shifted - scale.magic;
@@ -72,10 +93,10 @@ template <bool general> DEVICE real exp_scaled(real x, const View &view, const S
     if (general) r = r + low;
     real q = EXP_TAIL[EXP_DEGREE - 1];
     UNROLL for (int k = EXP_DEGREE - 2; k >= 0; k--) q = r_fma(q, r, EXP_TAIL[k]);
-    // The look-ups are 64 bytes that stay in the first-level cache.
     const bits n = as_bits(shifted);
-    q = r_fma(r_fma(q, r, 1), r, EIGHTHS_REST[n & 7]);
-    const real power = as_real(as_bits(EIGHTHS[n & 7]) + (n << (SIGNIFICAND - 3)));
+    const Eighth eighth = mine ? eighth_of(n, *mine) : eighth_of(n);
+    q = r_fma(r_fma(q, r, 1), r, eighth.rest);
+    const real power = as_real(as_bits(eighth.power) + (n << (SIGNIFICAND - 3)));
     return general && d < scale.lowest ? 0 : r_fma(power, q, power);
 }
 

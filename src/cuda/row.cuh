@@ -77,10 +77,9 @@ struct Row {
     bool x_vectors, y_vectors, out_vectors;             // whether 16 bytes at a time can go
 };
 
-DEVICE Row row_of(const Task &task, int64 number) {
-    // Neighbours along a contiguous inner dimension, or rows that are contiguous themselves.
-    const int64 outer = ALONG_COLUMNS ? number / task.inner : number;
-    const int64 inner = ALONG_COLUMNS ? number % task.inner : 0;
+// Neighbours along a contiguous inner dimension, or rows that are contiguous themselves.
+DEVICE Row row_at(const Task &task, int64 outer, int64 inner) {
+    const int64 number = ALONG_COLUMNS ? outer * task.inner + inner : outer;
     const int64 x = outer * task.x_outer + inner, y = outer * task.y_outer + inner;
     Row row;
     row.number = number;
@@ -101,6 +100,23 @@ DEVICE Row row_of(const Task &task, int64 number) {
     return row;
 }
 
+DEVICE Row row_of(const Task &task, int64 number) {
+    const int64 outer = ALONG_COLUMNS ? number / task.inner : number;
+    return row_at(task, outer, ALONG_COLUMNS ? number - outer * task.inner : 0);
+}
+
+// The row that comes so many later, of contiguous ones.
+DEVICE Row row_after(const Task &task, Row row, int64 rows) {
+    row.number += rows;
+    row.x += rows * task.x_outer;
+    row.out += rows * task.out_outer;
+    if (row.mask) row.mask += rows * task.n;
+    if (row.y)
+        row.y = IS_LOSS ? (const void *)((const real *)row.y + rows * task.y_outer)
+                        : (const void *)((const element *)row.y + rows * task.y_outer);
+    return row;
+}
+
 DEVICE bool is_masked(const Row &row, int64 column) {
     return row.mask && !row.mask[column * row.mask_step];
 }
@@ -114,17 +130,76 @@ DEVICE real logit_of_target(const Task &task, const Row &row) {
     return IS_LOSS && task.target ? logit_at(row, task.target[row.number]) : 0;
 }
 
-// Logits, masked and absent ones -inf; for a vjp the forward result, absent ones 0.
-DEVICE void load_x(const Row &row, int64 column, int64 n, real *value) {
-    load_vector(row.x, row.x_step, column, n, row.x_vectors, IS_PRODUCT ? (real)0 : -INFINITE,
-                value);
-    if (row.mask)
-        UNROLL for (int v = 0; v < VECTOR; v++)
-            if (column + v < n && is_masked(row, column + v)) value[v] = -INFINITE;
+// How a warp loads and stores what it takes of its rows, the same for all its lanes: whole vectors
+// of which none is absent; whole ones, but some absent; or whatever there is, masked elements too.
+enum Way { FULL, WHOLE, ANY };
+
+DEVICE Way way_of(const Task &task, bool full) {
+    const bool whole = task.n % VECTOR == 0 && !task.mask && is_aligned(task.x, task.x_outer)
+                       && (!HAS_OUT || is_aligned(task.out, task.out_outer))
+                       && (!IS_PRODUCT || is_aligned(task.y, task.y_outer));
+    return !whole ? ANY : full ? FULL : WHOLE;
 }
 
-DEVICE void load_y(const Row &row, int64 column, int64 n, real *value) {
-    load_vector((const element *)row.y, row.y_step, column, n, row.y_vectors, 0, value);
+// each(Constant<way>()), so that within `each` the way is known to the compiler.
+template <Way value> struct Constant {
+    static constexpr Way way = value;
+};
+template <class Each> DEVICE void on_the(Way way, Each each) {
+    if (way == FULL)
+        each(Constant<FULL>());
+    else if (way == WHOLE)
+        each(Constant<WHOLE>());
+    else
+        each(Constant<ANY>());
+}
+
+// `rows` lane rows of a row of n, VECTOR columns of each from `column` on; absent ones are `other`.
+template <Way way, int rows>
+DEVICE void load_rows(const element *row, int64 step, int64 column, int64 n, bool vectors,
+                      real other, real (&value)[rows][VECTOR]) {
+    const element *from = row + column;
+    const int left = n - column < rows * LANES ? (int)(n - column) : rows * LANES;
+    UNROLL for (int s = 0; s < rows; s++) {
+        if (way == ANY) {
+            load_vector(row, step, column + s * LANES, n, vectors, other, value[s]);
+        } else if (way == FULL || s * LANES < left) {
+            load_whole(from + s * LANES, value[s]);
+        } else {
+            UNROLL for (int v = 0; v < VECTOR; v++) value[s][v] = other;
+        }
+    }
+}
+
+template <Way way, int rows>
+DEVICE void store_rows(element *row, int64 step, int64 column, int64 n, bool vectors,
+                       const real (&value)[rows][VECTOR]) {
+    element *to = row + column;
+    const int left = n - column < rows * LANES ? (int)(n - column) : rows * LANES;
+    UNROLL for (int s = 0; s < rows; s++) {
+        if (way == ANY)
+            store_vector(row, step, column + s * LANES, n, vectors, value[s]);
+        else if (way == FULL || s * LANES < left)
+            store_whole(to + s * LANES, value[s]);
+    }
+}
+
+// `rows` lane rows, VECTOR columns of each from `column` on: logits, masked and absent ones -inf;
+// for a vjp the forward result, absent ones 0.
+template <Way way, int rows>
+DEVICE void load_x(const Row &row, int64 column, int64 n, real (&x)[rows][VECTOR]) {
+    load_rows<way>(row.x, row.x_step, column, n, row.x_vectors, IS_PRODUCT ? (real)0 : -INFINITE, x);
+    if (way == ANY && row.mask)
+        UNROLL for (int s = 0; s < rows; s++)
+            UNROLL for (int v = 0; v < VECTOR; v++) {
+                const int64 its = column + s * LANES + v;
+                if (its < n && is_masked(row, its)) x[s][v] = -INFINITE;
+            }
+}
+
+template <Way way, int rows>
+DEVICE void load_y(const Row &row, int64 column, int64 n, real (&y)[rows][VECTOR]) {
+    load_rows<way>((const element *)row.y, row.y_step, column, n, row.y_vectors, 0, y);
 }
 
 // q of a class without the spike: w_c ((1 - smoothing) y_c + smoothing / n).
@@ -140,7 +215,7 @@ DEVICE real q_of(const Task &task, const Row &row, int64 column) {
 
 struct Sums {
     real rest, low, dot, q;
-    int ties;
+    unsigned ties;
 };
 
 // Add the lanes of a chunk, VECTOR in each of width neighbouring threads, as a halving tree.
@@ -167,7 +242,20 @@ template <int width> DEVICE real add_lanes(real (&lane)[VECTOR]) {
     return lane[0];
 }
 
-template <int width> DEVICE int add_ties(int ties) {
+// Take the lane rows of a chunk into the maxima of a thread, which do not wait for each other.
+template <int rows> DEVICE void add_maxima(const real (&x)[rows][VECTOR], real (&most)[VECTOR]) {
+    UNROLL for (int s = 0; s < rows; s++)
+        UNROLL for (int v = 0; v < VECTOR; v++) most[v] = r_max(x[s][v], most[v]);
+}
+
+// The largest of the maxima of `width` neighbouring threads, in each of them; -inf if all are NaN.
+template <int width> DEVICE real lanes_max(const real (&most)[VECTOR]) {
+    real m = -INFINITE;
+    UNROLL for (int v = 0; v < VECTOR; v++) m = r_max(most[v], m);
+    return lanes_max<width>(m);
+}
+
+template <int width> DEVICE unsigned add_ties(unsigned ties) {
     UNROLL for (int step = width / 2; step > 0; step /= 2) ties += across(ties, step);
     return ties;
 }
@@ -176,10 +264,13 @@ template <int width> DEVICE int add_ties(int ties) {
 // column: of the first of this thread.
 template <int width, int rows>
 DEVICE Sums sum_chunk(bool general, real (&x)[rows][VECTOR], const Task &task, const Row &row,
-                      int64 column, real maximum, const View &view, const Scale &scale) {
+                      int64 column, real maximum, const View &view, const Scale &scale,
+                      const Eighth &mine) {
     Sums sums;
     real rest[VECTOR], low[VECTOR], dot[VECTOR], q[VECTOR];
-    sums.ties = 0;
+    // Counted in the last bits of a float: that is one predicated addition, and for an integer
+    // the compiler makes two of it.
+    float ties = 0x1p23f;
     UNROLL for (int v = 0; v < VECTOR; v++) {
         rest[v] = SPLITTER;
         low[v] = dot[v] = q[v] = 0;
@@ -188,12 +279,12 @@ DEVICE Sums sum_chunk(bool general, real (&x)[rows][VECTOR], const Task &task, c
         UNROLL for (int v = 0; v < VECTOR; v++) {
             const real xv = x[s][v];
             const bool other = xv != maximum;
-            real e = general ? exp_scaled<true>(xv, view, scale)
-                             : exp_scaled<false>(xv, view, scale);
+            real e = general ? exp_scaled<true>(xv, view, scale, &mine)
+                             : exp_scaled<false>(xv, view, scale, &mine);
             const real before = rest[v];
-            rest[v] = before + (other ? e : 0);
-            if (SPLITS) low[v] = low[v] + (other ? e - (rest[v] - before) : 0);
-            sums.ties += !other;
+            if (other) rest[v] = before + e;
+            if (SPLITS && other) low[v] = low[v] + (e - (rest[v] - before));
+            if (!other) ties = ties + 1;
             if (DENSE) {
                 real weight = q_of(task, row, column + s * LANES + v);
                 dot[v] = dot[v] + (weight != 0 ? weight * (maximum - xv) : 0);
@@ -202,6 +293,7 @@ DEVICE Sums sum_chunk(bool general, real (&x)[rows][VECTOR], const Task &task, c
             if (STORES_EXP) x[s][v] = e;
         }
     UNROLL for (int v = 0; v < VECTOR; v++) rest[v] = rest[v] - (real)SPLITTER;
+    sums.ties = __float_as_uint(ties) - __float_as_uint(0x1p23f);
     sums.rest = add_lanes<width>(rest);
     sums.low = SPLITS ? add_lanes<width>(low) : 0;
     sums.dot = DENSE ? add_lanes<width>(dot) : 0;
@@ -210,15 +302,15 @@ DEVICE Sums sum_chunk(bool general, real (&x)[rows][VECTOR], const Task &task, c
 }
 
 // The sum of one chunk of products x * y, or of y.
-template <int width, int rows>
+template <Way way, int width, int rows>
 DEVICE real sum_products(const Row &row, int64 column, int64 n) {
-    real dot[VECTOR], x[VECTOR], y[VECTOR];
+    real dot[VECTOR], x[1][VECTOR], y[1][VECTOR];
     UNROLL for (int v = 0; v < VECTOR; v++) dot[v] = 0;
     UNROLL for (int s = 0; s < rows; s++) {
-        load_y(row, column + s * LANES, n, y);
-        if (!IS_SUM) load_x(row, column + s * LANES, n, x);
+        load_y<way>(row, column + s * LANES, n, y);
+        if (!IS_SUM) load_x<way>(row, column + s * LANES, n, x);
         UNROLL for (int v = 0; v < VECTOR; v++)
-            dot[v] = IS_SUM ? y[v] + dot[v] : r_fma(x[v], y[v], dot[v]);
+            dot[v] = IS_SUM ? y[0][v] + dot[v] : r_fma(x[0][v], y[0][v], dot[v]);
     }
     return add_lanes<width>(dot);
 }
@@ -283,39 +375,51 @@ DEVICE int64 first_column(int c) {
     return (int64)(c * GROUPS + lane / GROUP) * CHUNK + lane % GROUP * VECTOR;
 }
 
-DEVICE void load_tile(const Row &row, int64 begin, int64 n, Tile &x) {
-    UNROLL for (int c = 0; c < CHUNKS; c++)
-        UNROLL for (int s = 0; s < STEPS; s++)
-            load_x(row, begin + first_column(c) + s * LANES, n, x[c][s]);
+// Columns between those that a thread has in its chunks.
+enum { APART = GROUPS * CHUNK };
+
+DEVICE Way way_of_block(const Task &task, int64 begin) {
+    return way_of(task, begin + BLOCK <= task.n);
+}
+
+DEVICE void load_tile(const Row &row, int64 begin, int64 n, Way way, Tile &x) {
+    on_the(way, [&](auto known) {
+        UNROLL for (int c = 0; c < CHUNKS; c++)
+            load_x<known.way>(row, begin + first_column(0) + c * APART, n, x[c]);
+    });
 }
 
 DEVICE double across_double(double value, int mask) { return across(value, mask); }
 
 // The Partial of the block that begins at a column, in every lane of a warp.
-DEVICE Partial sum_block(bool general, const Task &task, const Row &row, int64 begin,
-                         const View &view, Tile &x) {
+DEVICE Partial sum_block(bool general, const Task &task, const Row &row, int64 begin, Way way,
+                         const View &view, const Eighth &mine, Tile &x) {
     Partial block = nothing();
     double rest[CHUNKS], low[CHUNKS], dot[CHUNKS], q[CHUNKS];
     if (IS_PRODUCT) {
-        UNROLL for (int c = 0; c < CHUNKS; c++)
-            dot[c] = sum_products<GROUP, STEPS>(row, begin + first_column(c), task.n);
+        on_the(way, [&](auto known) {
+            UNROLL for (int c = 0; c < CHUNKS; c++)
+                dot[c] = sum_products<known.way, GROUP, STEPS>(
+                    row, begin + first_column(0) + c * APART, task.n);
+        });
         UNROLL for (int step = GROUP; step < WARP; step *= 2)
             UNROLL for (int c = 0; c < CHUNKS; c++) dot[c] += across_double(dot[c], step);
         block.dot = CHUNKS == 2 ? dot[0] + dot[CHUNKS - 1] : dot[0];
         return block;
     }
-    real m = -INFINITE;
-    UNROLL for (int c = 0; c < CHUNKS; c++)
-        UNROLL for (int s = 0; s < STEPS; s++)
-            UNROLL for (int v = 0; v < VECTOR; v++) m = r_max(x[c][s][v], m);
-    m = lanes_max<WARP>(m);
+    real most[VECTOR];
+    UNROLL for (int v = 0; v < VECTOR; v++) most[v] = x[0][0][v];
+    UNROLL for (int c = 0; c < CHUNKS; c++) add_maxima(x[c], most);
+    const real m = lanes_max<WARP>(most);
     const real exponent = general ? exponent_of<true>(view, m) : exponent_of<false>(view, m);
     const Scale scale =
         general ? scale_of<true>(view, exponent) : scale_of<false>(view, exponent);
     int ties = 0;
     UNROLL for (int c = 0; c < CHUNKS; c++) {
+        rest[c] = low[c] = dot[c] = q[c] = 0;
+        if (c > 0 && begin + c * APART >= task.n) continue;
         Sums sums = sum_chunk<GROUP, STEPS>(general, x[c], task, row, begin + first_column(c), m,
-                                            view, scale);
+                                            view, scale, mine);
         rest[c] = sums.rest;
         low[c] = sums.low;
         dot[c] = sums.dot;
@@ -369,7 +473,7 @@ DEVICE Partial merge_lanes(Partial mine, int count) {
             other.exponent = from_below(mine.exponent, step);
             if (DENSE) other.q = from_below(mine.q, step);
         }
-        if (lane % (2 * step) == 0 && lane + step < count) mine = merge(mine, other);
+        if (!(lane & (2 * step - 1)) && lane + step < count) mine = merge(mine, other);
     }
     return mine;
 }
@@ -430,8 +534,8 @@ DEVICE void set_row_out(const Task &task, int64 row, double value) {
 }
 
 // Everything that follows from the sums of a row; the row's value is written by `writer`.
-DEVICE Last finish(const Task &task, int64 row, const View &view, const Partial &whole,
-                   real target_logit, bool writer) {
+DEVICE Last finish(bool general, const Task &task, int64 row, const View &view,
+                   const Partial &whole, real target_logit, bool writer) {
     Last last;
     last.special = false;
     last.exponent = whole.exponent;
@@ -441,7 +545,8 @@ DEVICE Last finish(const Task &task, int64 row, const View &view, const Partial 
         if (OPERATION == SUM && writer) ((double *)task.row_out)[row] = whole.dot;
         return last;
     }
-    if (view.limit || !in_reach<true>(view, (real)whole.max)) {
+    const real m = (real)whole.max;
+    if (view.limit || !(general ? in_reach<true>(view, m) : in_reach<false>(view, m))) {
         last.special = true;
         return last;
     }
@@ -533,29 +638,60 @@ DEVICE real value_at(bool general, const Task &task, const Row &row, const View 
     return value;
 }
 
-// One vector of the last sweep.
-DEVICE void write_vector(bool general, const Task &task, const Row &row, const View &view,
-                         const Last &last, real scale, int64 column, real *x) {
-    real y[VECTOR];
-    if (IS_PRODUCT) {
-        load_x(row, column, task.n, x);
-        load_y(row, column, task.n, y);
+// The last sweep over lane rows, as load_x gave them; masked elements are as masked_value says.
+template <Way way, int rows>
+DEVICE void finish_rows(bool general, const Task &task, const Row &row, const View &view,
+                        const Last &last, real scale, int64 column, real (&x)[rows][VECTOR]) {
+    UNROLL for (int s = 0; s < rows; s++) {
+        const int64 first = column + s * LANES;
+        real own[1][VECTOR], y[1][VECTOR];
+        if (IS_PRODUCT) {
+            load_x<way>(row, first, task.n, own);
+            load_y<way>(row, first, task.n, y);
+        }
+        UNROLL for (int v = 0; v < VECTOR; v++) {
+            const real value = IS_PRODUCT ? own[0][v] : x[s][v];
+            x[s][v] = last_value(general, task, row, view, last, scale, first + v, value,
+                                 IS_PRODUCT ? y[0][v] : 0);
+            if (way == ANY && !IS_PRODUCT && !IS_LOSS && first + v < task.n
+                && is_masked(row, first + v))
+                x[s][v] = masked_value();
+        }
     }
-    UNROLL for (int v = 0; v < VECTOR; v++)
-        if (column + v < task.n)
-            x[v] = value_at(general, task, row, view, last, scale, column + v, x[v],
-                            IS_PRODUCT ? y[v] : 0);
-    store_vector(row.out, row.out_step, column, task.n, row.out_vectors, x);
+    store_rows<way>(row.out, row.out_step, column, task.n, row.out_vectors, x);
 }
 
-DEVICE void write_tile(bool general, const Task &task, const Row &row, int64 begin,
-                       const View &view, Last last, double exponent, Tile &x) {
+// The gradient at the label, over what every class got there: by one thread, when the others of
+// its row, or at least of the label's block, have written. exponential: of the label's logit.
+DEVICE void write_at_target(bool general, const Task &task, const Row &row, const View &view,
+                            const Last &last, real scale, real exponential) {
+    const int64 column = task.target[row.number];
+    const real value = last_value(general, task, row, view, last, scale, column, exponential, 0);
+    row.out[column * row.out_step] =
+        to_element((real)(last.target_known ? last.at_target : value - last.at_target));
+}
+
+// The last sweep over a block, by a warp.
+DEVICE void write_block(bool general, const Task &task, const Row &row, int64 begin, Way way,
+                        const View &view, Last last, double exponent, real target_logit,
+                        Tile &x) {
     real scale = 1;
     if (STORES_EXP) last = rescaled(last, exponent, &scale);
-    UNROLL for (int c = 0; c < CHUNKS; c++)
-        UNROLL for (int s = 0; s < STEPS; s++)
-            write_vector(general, task, row, view, last, scale,
-                         begin + first_column(c) + s * LANES, x[c][s]);
+    on_the(way, [&](auto known) {
+        UNROLL for (int c = 0; c < CHUNKS; c++)
+            finish_rows<known.way>(general, task, row, view, last, scale,
+                                   begin + first_column(0) + c * APART, x[c]);
+    });
+    if (OPERATION != CROSS_ENTROPY_WITH_GRAD || !task.target) return;
+    const int64 column = task.target[row.number];
+    if (column < begin || column >= begin + BLOCK) return;
+    __syncwarp();
+    if (threadIdx.x % WARP > 0) return;
+    const Scale of_block = general ? scale_of<true>(view, (real)exponent)
+                                   : scale_of<false>(view, (real)exponent);
+    write_at_target(general, task, row, view, last, scale,
+                    general ? exp_scaled<true>(target_logit, view, of_block)
+                            : exp_scaled<false>(target_logit, view, of_block));
 }
 
 // --------------------------------------------------------------------------- special rows
@@ -727,7 +863,7 @@ DEVICE void special_row(const Task &task, const Row &row, View view, real m) {
         whole = first ? left : merge(left, whole);
         first = false;
     }
-    const Last last = finish(task, row.number, view, whole, target_logit, lane == 0);
+    const Last last = finish(true, task, row.number, view, whole, target_logit, lane == 0);
     if (!HAS_OUT) return;
     __syncwarp();
     NOT_UNROLLED for (int64 begin = 0; begin < task.n; begin += BLOCK) {
@@ -794,11 +930,19 @@ enum {
     FITTING = VALUES / (VECTOR * LANE_ROWS) > 0 ? VALUES / (VECTOR * LANE_ROWS) : 1,
     TOGETHER = WIDTH < FITTING ? WIDTH : FITTING,
     SIDE_BY_SIDE = WARP / WIDTH,
+    // The ties of several rows are counted in one number.
+    COUNTER_BITS = LANE_ROWS * WIDTH * VECTOR < 256 ? 8 : LANE_ROWS * WIDTH * VECTOR < 65536 ? 16 : 32,
+    COUNTER_MASK = (1 << COUNTER_BITS) - 1,
+    OF_A_COUNTER = 32 / COUNTER_BITS,
+    COUNTERS = (TOGETHER + OF_A_COUNTER - 1) / OF_A_COUNTER,
     // Thread blocks of a multiprocessor: 128 registers to a thread, more where they are wanted.
-    HALVES = ELEMENT_BITS == 16,
-    LARGE = TOGETHER * LANE_ROWS * VECTOR * sizeof(real) > 128,
-    RESIDENT = DENSE || (LARGE && HALVES) ? 2
-               : LARGE || HALVES || GENERAL || PYSOFTMAX_DOUBLE ? 3 : 4,
+    RESIDENT = DENSE ? 2 : GENERAL || PYSOFTMAX_DOUBLE ? 3 : 4,
+};
+
+// What the lanes of a group add up of a row, and in the end keep of their own.
+struct Summed {
+    real max;
+    Sums sums;
 };
 
 extern "C" __global__ void __launch_bounds__(128, RESIDENT) short_rows(const ARGUMENT Task task) {
@@ -806,73 +950,100 @@ extern "C" __global__ void __launch_bounds__(128, RESIDENT) short_rows(const ARG
     const int64 rows = task.outer, warp = ((int64)blockIdx.x * blockDim.x + threadIdx.x) / WARP;
     const int64 first = warp * SIDE_BY_SIDE * TOGETHER + lane / WIDTH;
     if (warp * SIDE_BY_SIDE * TOGETHER >= rows) return;
+    const Eighth eighth = eighth_of(lane);
+    const Way way = way_of(task, task.n == LANE_ROWS * WIDTH * VECTOR
+                                     && (warp + 1) * SIDE_BY_SIDE * TOGETHER <= rows);
+    // A group without a row of its own goes through the steps of another, and writes nothing.
+    const int left = rows - first < WARP * TOGETHER ? (int)(rows - first) : WARP * TOGETHER;
+    const Row first_row = row_of(task, left > 0 ? first : rows - 1);
+    auto row_in_turn = [&](Way way, int u) {
+        return row_after(task, first_row, way == FULL || u * SIDE_BY_SIDE < left ? u * SIDE_BY_SIDE : 0);
+    };
     real x[TOGETHER][LANE_ROWS][VECTOR];
-    Partial mine = nothing();
-    // A group without a row of its own goes through the last one's steps, and writes nothing.
+    if (!IS_PRODUCT)
+        on_the(way, [&](auto known) {
+            UNROLL for (int u = 0; u < TOGETHER; u++)
+                load_x<known.way>(row_in_turn(known.way, u), place * VECTOR, task.n, x[u]);
+        });
+    Summed mine;
+    mine.max = mine.sums.rest = mine.sums.low = mine.sums.dot = mine.sums.q = 0;
+    unsigned ties[COUNTERS];
+    UNROLL for (int i = 0; i < COUNTERS; i++) ties[i] = 0;
     UNROLL for (int u = 0; u < TOGETHER; u++) {
-        const int64 number = first + u * SIDE_BY_SIDE;
-        const Row row = row_of(task, number < rows ? number : rows - 1);
-        UNROLL for (int s = 0; s < LANE_ROWS; s++)
-            if (!IS_PRODUCT) load_x(row, s * LANES + place * VECTOR, task.n, x[u][s]);
-    }
-    UNROLL for (int u = 0; u < TOGETHER; u++) {
-        const int64 number = first + u * SIDE_BY_SIDE;
-        const Row row = row_of(task, number < rows ? number : rows - 1);
-        Partial whole = nothing();
+        const Row row = row_in_turn(way, u);
+        Summed its;
         if (IS_PRODUCT) {
-            whole.dot = sum_products<WIDTH, LANE_ROWS>(row, place * VECTOR, task.n);
+            on_the(way, [&](auto known) {
+                its.sums.dot =
+                    sum_products<known.way, WIDTH, LANE_ROWS>(row, place * VECTOR, task.n);
+            });
         } else {
             const View view = row_view(task, row.number);
-            real m = -INFINITE;
-            UNROLL for (int s = 0; s < LANE_ROWS; s++)
-                UNROLL for (int v = 0; v < VECTOR; v++) m = r_max(x[u][s][v], m);
-            m = lanes_max<WIDTH>(m);
-            const real exponent = exponent_of<GENERAL>(view, m);
-            const Scale scale = scale_of<GENERAL>(view, exponent);
-            Sums sums = sum_chunk<WIDTH, LANE_ROWS>(GENERAL, x[u], task, row, place * VECTOR, m,
-                                                    view, scale);
-            whole.max = m;
-            whole.exponent = exponent;
-            whole.count = add_ties<WIDTH>(sums.ties);
-            whole.rest = sums.rest;
-            whole.low = sums.low;
-            whole.dot = sums.dot;
-            whole.q = sums.q;
-            whole.at_max = exp_scaled<GENERAL>(m, view, scale);
+            real most[VECTOR];
+            UNROLL for (int v = 0; v < VECTOR; v++) most[v] = x[u][0][v];
+            add_maxima(x[u], most);
+            its.max = lanes_max<WIDTH>(most);
+            const Scale scale = scale_of<GENERAL>(view, exponent_of<GENERAL>(view, its.max));
+            its.sums = sum_chunk<WIDTH, LANE_ROWS>(GENERAL, x[u], task, row, place * VECTOR,
+                                                   its.max, view, scale, eighth);
+            ties[u / OF_A_COUNTER] += (unsigned)its.sums.ties << u % OF_A_COUNTER * COUNTER_BITS;
         }
-        if (place == u) mine = whole;
+        if (place == u) mine = its;
     }
     const int64 own = first + place * SIDE_BY_SIDE;
     const bool has_own = place < TOGETHER && own < rows;
     const Row row = row_of(task, has_own ? own : rows - 1);
     const View view = row_view(task, row.number);
     const bool skipped = is_skipped(task, row.number);
+    const real target_logit = skipped ? 0 : logit_of_target(task, row);
+    Partial whole = nothing();
+    real exponent = 0;
+    if (IS_PRODUCT) {
+        whole.dot = mine.sums.dot;
+    } else {
+        exponent = exponent_of<GENERAL>(view, mine.max);
+        UNROLL for (int i = 0; i < COUNTERS; i++) {
+            const unsigned all = add_ties<WIDTH>(ties[i]);
+            if (place / OF_A_COUNTER == i)
+                whole.count = all >> place % OF_A_COUNTER * COUNTER_BITS & COUNTER_MASK;
+        }
+        whole.max = mine.max;
+        whole.exponent = exponent;
+        whole.rest = mine.sums.rest;
+        whole.low = mine.sums.low;
+        whole.dot = mine.sums.dot;
+        whole.q = mine.sums.q;
+        whole.at_max = exp_scaled<GENERAL>(mine.max, view, scale_of<GENERAL>(view, exponent));
+    }
     Last last;
     last.special = false;
     if (!skipped)
-        last = finish(task, row.number, view, mine, logit_of_target(task, row), has_own);
+        last = finish(GENERAL, task, row.number, view, whole, target_logit, has_own);
     const unsigned set_aside = __ballot_sync(ALL, has_own && (skipped || last.special));
-    if (HAS_OUT) {
-        UNROLL for (int u = 0; u < TOGETHER; u++) {
-            const int64 number = first + u * SIDE_BY_SIDE;
-            Last its;
-            its.high = from_lane(last.high, group + u);
-            its.low = from_lane(last.low, group + u);
-            its.m = from_lane(last.m, group + u);
-            if (OPERATION == CROSS_ENTROPY_WITH_GRAD) {
-                its.at_target = from_lane(last.at_target, group + u);
-                its.target_known = from_lane((int)last.target_known, group + u);
+    if (HAS_OUT)
+        on_the(way == FULL && set_aside ? WHOLE : way, [&](auto known) {
+            UNROLL for (int u = 0; u < TOGETHER; u++) {
+                Last its;
+                if (STORES_EXP || OPERATION == LOG_SOFTMAX)
+                    its.high = from_lane(last.high, group + u);
+                if (STORES_EXP) its.low = from_lane(last.low, group + u);
+                if (!STORES_EXP || DENSE) its.m = from_lane(last.m, group + u);
+                if (known.way != FULL
+                    && (u * SIDE_BY_SIDE >= left || set_aside >> (group + u) & 1))
+                    continue;
+                const Row of = row_in_turn(FULL, u);
+                finish_rows<known.way>(GENERAL, task, of, row_view(task, of.number), its, 1,
+                                       place * VECTOR, x[u]);
             }
-            if (number < rows && !(set_aside >> (group + u) & 1)) {
-                const Row of = row_of(task, number);
-                const View view = row_view(task, number);
-                UNROLL for (int s = 0; s < LANE_ROWS; s++)
-                    write_vector(GENERAL, task, of, view, its, 1, s * LANES + place * VECTOR,
-                                 x[u][s]);
-            }
-        }
+        });
+    if (OPERATION == CROSS_ENTROPY_WITH_GRAD && task.target) {
+        __syncwarp();
+        if (has_own && !skipped && !last.special)
+            write_at_target(
+                GENERAL, task, row, view, last, 1,
+                exp_scaled<GENERAL>(target_logit, view, scale_of<GENERAL>(view, exponent)));
     }
-    set_aside_rows(task, own, set_aside, (real)mine.max);
+    set_aside_rows(task, own, set_aside, mine.max);
 }
 #endif
 
@@ -896,12 +1067,15 @@ extern "C" __global__ void __launch_bounds__(MOST_WARPS * WARP) CLUSTER_DIMS
         if (rank == 0 && warp == 0) set_aside_row(task, row.number, 0);
         return;
     }
+    const Eighth eighth = eighth_of(lane);
+    const Way way = way_of_block(task, begin);
     Tile x;
-    Partial block;
-    real target_logit = logit_of_target(task, row);
+    real exponent = 0;
+    const real target_logit = logit_of_target(task, row);
     if (begin < task.n) {
-        if (!IS_PRODUCT) load_tile(row, begin, task.n, x);
-        block = sum_block(GENERAL, task, row, begin, view, x);
+        if (!IS_PRODUCT) load_tile(row, begin, task.n, way, x);
+        const Partial block = sum_block(GENERAL, task, row, begin, way, view, eighth, x);
+        exponent = (real)block.exponent;
         if (lane == 0) partials[warp] = block;
     }
     __syncthreads();
@@ -923,7 +1097,8 @@ extern "C" __global__ void __launch_bounds__(MOST_WARPS * WARP) CLUSTER_DIMS
             whole = merge_lanes(whole, parts);
         }
         if (lane == 0) {
-            *shared_last = finish(task, row.number, view, whole, target_logit, rank == 0);
+            *shared_last =
+                finish(GENERAL, task, row.number, view, whole, target_logit, rank == 0);
             if (shared_last->special) shared_last->at_target = whole.max;
         }
     }
@@ -936,7 +1111,7 @@ extern "C" __global__ void __launch_bounds__(MOST_WARPS * WARP) CLUSTER_DIMS
         return;
     }
     if (HAS_OUT && begin < task.n)
-        write_tile(GENERAL, task, row, begin, view, last, block.exponent, x);
+        write_block(GENERAL, task, row, begin, way, view, last, exponent, target_logit, x);
     // Shared memory stays until all have read it.
     if (CLUSTER_BLOCKS > 1) cluster_sync();
 }
@@ -955,8 +1130,10 @@ extern "C" __global__ void __launch_bounds__(128) stream_sum(const ARGUMENT Task
     if (number >= task.outer || is_skipped(task, number)) return;
     const Row row = row_of(task, number);
     Tile x;
-    if (!IS_PRODUCT) load_tile(row, begin, task.n, x);
-    Partial block = sum_block(GENERAL, task, row, begin, row_view(task, number), x);
+    const Way way = way_of_block(task, begin);
+    if (!IS_PRODUCT) load_tile(row, begin, task.n, way, x);
+    const Partial block = sum_block(GENERAL, task, row, begin, way, row_view(task, number),
+                                    eighth_of(threadIdx.x % WARP), x);
     if (threadIdx.x % WARP == 0) task.partials[warp] = block;
 }
 
@@ -976,7 +1153,7 @@ extern "C" __global__ void __launch_bounds__(512) stream_merge(const ARGUMENT Ta
     if (threadIdx.x >= WARP) return;
     const View view = row_view(task, row.number);
     const Partial whole = partials[0];
-    Last last = finish(task, row.number, view, whole, logit_of_target(task, row),
+    Last last = finish(GENERAL, task, row.number, view, whole, logit_of_target(task, row),
                        threadIdx.x == 0);
     __syncwarp();
     // Where the second sweep finds it: in the place of the row's first Partial.
@@ -985,6 +1162,7 @@ extern "C" __global__ void __launch_bounds__(512) stream_merge(const ARGUMENT Ta
 }
 
 extern "C" __global__ void __launch_bounds__(128) stream_write(const ARGUMENT Task task) {
+    if (!HAS_OUT) return;  // never started, but compiled
     const int64 warp = ((int64)blockIdx.x * blockDim.x + threadIdx.x) / WARP;
     const int64 blocks = blocks_of(task), number = warp / blocks, begin = warp % blocks * BLOCK;
     if (number >= task.outer || is_skipped(task, number)) return;
@@ -992,10 +1170,14 @@ extern "C" __global__ void __launch_bounds__(128) stream_write(const ARGUMENT Ta
     if (last.special) return;
     const Row row = row_of(task, number);
     const View view = row_view(task, number);
+    const Way way = way_of_block(task, begin);
+    const real target_logit = logit_of_target(task, row);
     Tile x;
     double exponent = 0;
-    if (!IS_PRODUCT) load_tile(row, begin, task.n, x);
-    if (STORES_EXP) exponent = sum_block(GENERAL, task, row, begin, view, x).exponent;
-    write_tile(GENERAL, task, row, begin, view, last, exponent, x);
+    if (!IS_PRODUCT) load_tile(row, begin, task.n, way, x);
+    if (STORES_EXP)
+        exponent = sum_block(GENERAL, task, row, begin, way, view, eighth_of(threadIdx.x % WARP), x)
+                       .exponent;
+    write_block(GENERAL, task, row, begin, way, view, last, exponent, target_logit, x);
 }
 #endif

@@ -15,22 +15,24 @@ enum {
     ROWS_TOGETHER = WARP,
 };
 
-// The row number of a thread among those of a thread block, or -1.
-DEVICE int64 column_row(const Task &task) {
+// Where a panel of rows that lie side by side begins.
+struct Panel {
+    int64 outer, inner;
+};
+
+// A division of 64 bits takes some hundred instructions, as long as a short row.
+DEVICE Panel panel_of(const Task &task, int64 number) {
     const int64 panels = (task.inner + ROWS_TOGETHER - 1) / ROWS_TOGETHER;
-    const int64 panel = blockIdx.x * (int64)(blockDim.x / WARP) + threadIdx.x / WARP;
-    const int64 outer = panel / panels, inner = panel % panels * ROWS_TOGETHER + threadIdx.x % WARP;
-    return outer < task.outer && inner < task.inner ? outer * task.inner + inner : -1;
+    const int64 outer = (number | panels) >> 32 ? number / panels : (unsigned)number / (unsigned)panels;
+    return {outer, (number - outer * panels) * ROWS_TOGETHER};
 }
 
-// One element of the last sweep, to `out`; for a vjp read anew from `x` and `y`.
-DEVICE void write_element(const Task &task, const Row &row, const View &view, const Last &last,
-                          int64 column, real value, const element *x, const element *y,
-                          element *out) {
-    if (IS_PRODUCT) value = to_real(*x);
-    value = value_at(GENERAL, task, row, view, last, 1, column, value,
-                     IS_PRODUCT ? to_real(*y) : 0);
-    *out = to_element(value);
+// One element of the last sweep.
+DEVICE element finished(const Task &task, const Row &row, const View &view, const Last &last,
+                        int64 column, real x, real y) {
+    const real value = last_value(GENERAL, task, row, view, last, 1, column, x, y);
+    const bool masked = !IS_PRODUCT && !IS_LOSS && is_masked(row, column);
+    return to_element(masked ? masked_value() : value);
 }
 
 // What a thread adds up of a lane of the contract, beside rest.
@@ -47,7 +49,7 @@ DEVICE Others no_others() {
 // Take one column into a lane's sums; its exponential, where that is stored, or what it was.
 DEVICE real add_to_lane(const Task &task, const Row &row, int64 column, real x, real y,
                         real maximum, const View &view, const Scale &scale, real *rest,
-                        Others *others, int *ties) {
+                        Others *others, float *ties) {
     if (IS_PRODUCT) {
         others->dot =
             OPERATION == LOG_SOFTMAX_VJP ? y + others->dot : r_fma(x, y, others->dot);
@@ -55,9 +57,9 @@ DEVICE real add_to_lane(const Task &task, const Row &row, int64 column, real x, 
     }
     const bool other = x != maximum;
     const real e = exp_scaled<GENERAL>(x, view, scale), before = *rest;
-    *rest = before + (other ? e : 0);
-    if (SPLITS) others->low = others->low + (other ? e - (*rest - before) : 0);
-    *ties += !other;
+    if (other) *rest = before + e;
+    if (SPLITS && other) others->low = others->low + (e - (*rest - before));
+    if (!other) *ties = *ties + 1;
     if (DENSE) {
         const real weight = q_of(task, row, column);
         others->dot = others->dot + (weight != 0 ? weight * (maximum - x) : 0);
@@ -77,31 +79,41 @@ template <int n> DEVICE real tree(real (&lane)[n]) {
 // Rows of up to COLUMNS <= NARROW columns, one to a thread.
 extern "C" __global__ void __launch_bounds__(128, PYSOFTMAX_DOUBLE || DENSE ? 2 : 3)
     narrow_columns(const ARGUMENT Task task) {
-    const int64 own = column_row(task);
-    const int64 number = own < 0 ? 0 : own;
-    const Row row = row_of(task, number);
+    const Panel panel =
+        panel_of(task, blockIdx.x * (int64)(blockDim.x / WARP) + threadIdx.x / WARP);
+    const int64 inner = panel.inner + threadIdx.x % WARP;
+    const bool present = panel.outer < task.outer && inner < task.inner;
+    const Row row = row_at(task, present ? panel.outer : 0, present ? inner : 0);
+    const int64 number = row.number;
     const View view = row_view(task, number);
-    const bool skipped = own >= 0 && is_skipped(task, number);
+    const bool skipped = present && is_skipped(task, number);
     Last last;
     last.special = false;
     real m = -INFINITE;
-    if (own >= 0 && !skipped) {
-        const element *y = (const element *)row.y;
-        real x[COLUMNS], rest[COLUMNS], low[COLUMNS], dot[COLUMNS], q[COLUMNS];
-        int ties = 0;
+    if (present && !skipped) {
+        const int n = (int)task.n;
+        real x[COLUMNS], y[COLUMNS], rest[COLUMNS], low[COLUMNS], dot[COLUMNS], q[COLUMNS];
+        float ties = 0;
+        const element *x_at = row.x, *y_at = (const element *)row.y;
         UNROLL for (int c = 0; c < COLUMNS; c++) {
-            x[c] = c < task.n ? logit_at(row, c) : IS_PRODUCT ? 0 : -INFINITE;
-            m = r_max(x[c], m);
+            x[c] = c < n ? to_real(*x_at) : IS_PRODUCT ? 0 : -INFINITE;
+            y[c] = IS_PRODUCT && c < n ? to_real(*y_at) : 0;
+            x_at += row.x_step;
+            y_at += row.y_step;
         }
+        if (row.mask)
+            UNROLL for (int c = 0; c < COLUMNS; c++)
+                if (c < n && is_masked(row, c)) x[c] = -INFINITE;
+        UNROLL for (int c = 0; c < COLUMNS; c++) m = r_max(x[c], m);
+        const real target_logit = logit_of_target(task, row);
         const real exponent = exponent_of<GENERAL>(view, m);
         const Scale scale = scale_of<GENERAL>(view, exponent);
         UNROLL for (int c = 0; c < COLUMNS; c++) {
             Others others = no_others();
             rest[c] = SPLITTER;
-            if (c < task.n)
-                x[c] = add_to_lane(task, row, c, x[c],
-                                   IS_PRODUCT ? to_real(y[c * row.y_step]) : 0, m, view, scale,
-                                   &rest[c], &others, &ties);
+            if (c < n)
+                x[c] = add_to_lane(task, row, c, x[c], y[c], m, view, scale, &rest[c], &others,
+                                   &ties);
             rest[c] = rest[c] - (real)SPLITTER;
             low[c] = others.low;
             dot[c] = others.dot;
@@ -116,12 +128,17 @@ extern "C" __global__ void __launch_bounds__(128, PYSOFTMAX_DOUBLE || DENSE ? 2 
         if (DENSE) whole.q = tree(q);
         whole.count = ties;
         whole.at_max = exp_scaled<GENERAL>(m, view, scale);
-        last = finish(task, number, view, whole, logit_of_target(task, row), true);
-        if (HAS_OUT && !last.special)
-            UNROLL for (int c = 0; c < COLUMNS; c++)
-                if (c < task.n)
-                    write_element(task, row, view, last, c, x[c], row.x + c * row.x_step,
-                                  y + c * row.y_step, row.out + c * row.out_step);
+        last = finish(GENERAL, task, number, view, whole, target_logit, true);
+        if (HAS_OUT && !last.special) {
+            element *out_at = row.out;
+            UNROLL for (int c = 0; c < COLUMNS; c++) {
+                if (c < n) *out_at = finished(task, row, view, last, c, x[c], y[c]);
+                out_at += row.out_step;
+            }
+            if (OPERATION == CROSS_ENTROPY_WITH_GRAD && task.target)
+                write_at_target(GENERAL, task, row, view, last, 1,
+                                exp_scaled<GENERAL>(target_logit, view, scale));
+        }
     }
     set_aside_rows(task, number, __ballot_sync(ALL, skipped || last.special), m);
 }
@@ -163,14 +180,14 @@ DEVICE Partial chunk_of(const real (&sums)[4][WARP], int r) {
 extern "C" __global__ void __launch_bounds__(PARTS * WARP, 1)
     wide_columns(const ARGUMENT Task task) {
     __shared__ real rests[PARTS][WARP], lows[PARTS][WARP], dots[PARTS][WARP], qs[PARTS][WARP];
-    __shared__ int ties_of[PARTS][WARP];
+    __shared__ float ties_of[PARTS][WARP];
     __shared__ Last lasts[WARP];
     const int r = threadIdx.x % WARP, y = threadIdx.x / WARP, n = (int)task.n;
-    const int64 panels = (task.inner + WARP - 1) / WARP, outer = blockIdx.x / panels;
-    const int64 inner = blockIdx.x % panels * WARP + r;
+    const Panel panel = panel_of(task, blockIdx.x);
+    const int64 inner = panel.inner + r;
     const bool present = inner < task.inner;
-    const int64 number = present ? outer * task.inner + inner : outer * task.inner;
-    const Row row = row_of(task, number);
+    const Row row = row_at(task, panel.outer, present ? inner : 0);
+    const int64 number = row.number;
     const View view = row_view(task, number);
     const bool skipped = present && is_skipped(task, number);
     // From one column of a thread to the next: PARTS columns.
@@ -200,7 +217,7 @@ extern "C" __global__ void __launch_bounds__(PARTS * WARP, 1)
 
     __shared__ real sums[CHUNKS_AT_MOST][4][WARP];
     Partial whole = nothing();
-    int ties = 0;
+    float ties = 0;
     const element *x_at = x_begin, *y_at = y_begin;
     NOT_UNROLLED for (int c = 0; c < CHUNKS_AT_MOST; c++) {
         real rest[4];
@@ -255,13 +272,16 @@ extern "C" __global__ void __launch_bounds__(PARTS * WARP, 1)
         Last last;
         last.special = true;
         if (present && !skipped)
-            last = finish(task, number, view, whole, logit_of_target(task, row), true);
+            last = finish(GENERAL, task, number, view, whole, logit_of_target(task, row), true);
         lasts[r] = last;
     }
     __syncthreads();
     const Last last = lasts[r];
     if (HAS_OUT && present && !last.special) {
         const int64 out_step = PARTS * row.out_step;
+        const bool has_target = OPERATION == CROSS_ENTROPY_WITH_GRAD && task.target
+                                && task.target[number] % PARTS == y;
+        const real target_logit = has_target ? logit_of_target(task, row) : 0;
         element *out_at = row.out + y * row.out_step;
         x_at = x_begin;
         y_at = y_begin;
@@ -273,11 +293,15 @@ extern "C" __global__ void __launch_bounds__(PARTS * WARP, 1)
                 real value = 0;
                 if (KEPT && !IS_PRODUCT)
                     value = x[i];
-                else if (!IS_PRODUCT)
-                    value = is_masked(row, column) ? -INFINITE : to_real(*x_at);
+                else
+                    value = !IS_PRODUCT && is_masked(row, column) ? -INFINITE : to_real(*x_at);
                 if (!KEPT && STORES_EXP) value = exp_scaled<GENERAL>(value, view, scale);
-                write_element(task, row, view, last, column, value, x_at, y_at, out_at);
+                *out_at = finished(task, row, view, last, column, value,
+                                   IS_PRODUCT ? to_real(*y_at) : 0);
             }
+        if (has_target)
+            write_at_target(GENERAL, task, row, view, last, 1,
+                            exp_scaled<GENERAL>(target_logit, view, scale));
     }
     if (y == 0)
         set_aside_rows(task, number, __ballot_sync(ALL, present && last.special), m);
