@@ -328,6 +328,12 @@ def _logsumexp(
     out: Any,
 ) -> Any:
     """logsumexp with all its options."""
+    short_way = SHORT_WAYS.get(type(x))
+    plain = b is None and where is None and dtype is None and out is None
+    if short_way and plain and not keepdims and not return_sign:
+        result = short_way("logsumexp", x, axis, 1.0, None)
+        if result is not None:
+            return result
     backend = library_of(x=x, b=b, where=where, out=out)
     if isinstance(backend, Adapter):
         options = {"keepdims": keepdims, "return_sign": return_sign, "dtype": dtype, "out": out}

@@ -130,6 +130,46 @@ def test_the_first_bad_label_is_named_or_gives_nan():
     np.testing.assert_array_equal(np.isnan(losses), [False, True, True])
 
 
+PLAIN = [ps.softmax, ps.log_softmax, ps.logsumexp]
+
+
+@pytest.mark.parametrize("function", PLAIN)
+@pytest.mark.parametrize("axis", [-1, 0])
+def test_plain_calls_go_a_short_way(function, axis, monkeypatch):
+    x = rows_of(33)
+    function(there(x))  # now the type is known
+    monkeypatch.setattr(backend, "_run", lambda *a, **o: pytest.fail("the long way"))
+    assert_same_numbers(function(there(x), axis), function(x, axis))
+    if function is not ps.logsumexp:
+        array = there(x)
+        assert function(array, axis, out=array) is array
+        assert_same_numbers(array, function(x, axis))
+
+
+@pytest.mark.parametrize("function", PLAIN)
+def test_all_else_goes_the_long_way(function):
+    x = rows_of(33)
+    function(there(x))
+    assert_same_numbers(function(there(x)[:, ::2]), function(x[:, ::2]))
+    assert_same_numbers(function(there(x.astype("float16"))), function(x.astype("float16")))
+    assert_same_numbers(function(there(np.arange(6))), function(np.arange(6)))
+    assert_same_numbers(function(there(x), axis=(0, 1)), function(x, axis=(0, 1)))
+    assert function(there(x[:0])).shape == function(x[:0]).shape
+    with pytest.raises(np.exceptions.AxisError):
+        function(there(x), 2)
+    with pytest.raises(TypeError, match="out must have dtype"):
+        function(there(x), out=there(function(x).astype("float64")))
+
+
+def test_an_output_that_overlaps_goes_the_long_way():
+    x = rows_of(33)
+    memory = there(np.concatenate([x.reshape(-1), np.zeros(7, x.dtype)]))
+    before, after = (memory[i : i + x.size].reshape(x.shape) for i in (0, 7))
+    ps.softmax(before)
+    ps.softmax(before, out=after)
+    assert_same_numbers(after, ps.softmax(x))
+
+
 @pytest.mark.parametrize("n", [1, 100, 600, 9000])
 def test_sums_in_the_order_of_the_contract(n):
     x = np.random.default_rng(0).normal(size=n).astype("float32")

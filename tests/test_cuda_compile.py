@@ -96,10 +96,13 @@ ALWAYS_PLAIN = {operations.LOGSUMEXP, operations.DOT, operations.SUM}
 # Bytes that may go through memory, each way counted. Thread blocks of 16 warps leave 128 registers
 # to a thread, half of them for the tile of the row: something of what is done once per row goes
 # through memory, more where a temperature or target weights of every class take part. Fewer warps
-# would have room, but not take rows as long with one read.
+# would have room, but not take rows as long with one read. Wide columns have 64 registers, so that
+# two thread blocks fit on a multiprocessor, and spill what is done once per row, too.
 SPILLS = {
     ("long_rows", False): 256,
     ("long_rows", True): 1024,
+    ("stream_write", False): 16,
+    ("wide_columns", False): 256,
     ("wide_columns", True): 64,
 }
 

@@ -189,15 +189,16 @@ def plan_columns(itemsize: int, outer: int, n: int, inner: int) -> Launch | None
     unit = units(itemsize)
     panels = outer * divided(inner, WARP)
     if n <= NARROW and n <= unit.lanes // 2:
-        columns = 2
-        while columns < n:
-            columns *= 2
         start = Start("narrow_columns", divided(panels, 4), 4 * WARP)
-        return Launch({"NARROW_COLUMNS": 1, "COLUMNS": columns}, (start,))
+        return Launch({"NARROW_COLUMNS": 1, "COLUMNS": n}, (start,))
     if n > unit.block:
         return None
-    start = Start("wide_columns", panels, unit.lanes // 4 * WARP)
-    return Launch({"WIDE_COLUMNS": 1, "CACHED": int(n <= unit.chunk)}, (start,))
+    parts = unit.lanes // 4
+    columns = 2 * parts
+    while columns < n:
+        columns *= 2
+    start = Start("wide_columns", panels, parts * WARP)
+    return Launch({"WIDE_COLUMNS": 1, "COLUMNS": columns if n <= unit.chunk else 0}, (start,))
 
 
 def plan_elements(kernel: str, itemsize: int, n: int) -> Start:

@@ -10,7 +10,7 @@
 //   LONG_ROWS                with CLUSTER_BLOCKS
 //   STREAMED_ROWS
 //   NARROW_COLUMNS           with COLUMNS
-//   WIDE_COLUMNS             with CACHED
+//   WIDE_COLUMNS             with COLUMNS
 //   ELEMENTWISE
 
 #ifndef CLUSTER_BLOCKS

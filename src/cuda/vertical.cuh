@@ -48,15 +48,15 @@ DEVICE Others no_others() {
 
 // Take one column into a lane's sums; its exponential, where that is stored, or what it was.
 DEVICE real add_to_lane(const Task &task, const Row &row, int64 column, real x, real y,
-                        real maximum, const View &view, const Scale &scale, real *rest,
-                        Others *others, float *ties) {
+                        real maximum, const View &view, const Scale &scale,
+                        const Eighth &mine, real *rest, Others *others, float *ties) {
     if (IS_PRODUCT) {
         others->dot =
             OPERATION == LOG_SOFTMAX_VJP ? y + others->dot : r_fma(x, y, others->dot);
         return x;
     }
     const bool other = x != maximum;
-    const real e = exp_scaled<GENERAL>(x, view, scale), before = *rest;
+    const real e = exp_scaled<GENERAL>(x, view, scale, &mine), before = *rest;
     if (other) *rest = before + e;
     if (SPLITS && other) others->low = others->low + (e - (*rest - before));
     if (!other) *ties = *ties + 1;
@@ -76,8 +76,12 @@ template <int n> DEVICE real tree(real (&lane)[n]) {
 }
 
 #if defined(NARROW_COLUMNS)
-// Rows of up to COLUMNS <= NARROW columns, one to a thread.
-extern "C" __global__ void __launch_bounds__(128, PYSOFTMAX_DOUBLE || DENSE ? 2 : 3)
+// Rows of COLUMNS <= NARROW columns, one to a thread. Threads without a row of their own go through
+// the steps of another and write nothing: a branch around it all would cost two instructions more
+// for each load and store.
+enum { LEAVES = COLUMNS > 8 ? 16 : COLUMNS > 4 ? 8 : COLUMNS > 2 ? 4 : 2 };
+
+extern "C" __global__ void __launch_bounds__(128, PYSOFTMAX_DOUBLE || DENSE ? 2 : 4)
     narrow_columns(const ARGUMENT Task task) {
     const Panel panel =
         panel_of(task, blockIdx.x * (int64)(blockDim.x / WARP) + threadIdx.x / WARP);
@@ -87,72 +91,76 @@ extern "C" __global__ void __launch_bounds__(128, PYSOFTMAX_DOUBLE || DENSE ? 2 
     const int64 number = row.number;
     const View view = row_view(task, number);
     const bool skipped = present && is_skipped(task, number);
+    const Eighth eighth = eighth_of(threadIdx.x % WARP);
+    real x[COLUMNS], y[COLUMNS], rest[LEAVES], low[LEAVES], dot[LEAVES], q[LEAVES];
+    float ties = 0;
+    const element *x_at = row.x, *y_at = (const element *)row.y;
+    UNROLL for (int c = 0; c < COLUMNS; c++) {
+        x[c] = to_real(*x_at);
+        y[c] = IS_PRODUCT ? to_real(*y_at) : 0;
+        x_at += row.x_step;
+        y_at += row.y_step;
+    }
+    if (row.mask)
+        UNROLL for (int c = 0; c < COLUMNS; c++)
+            if (is_masked(row, c)) x[c] = -INFINITE;
+    real m = -INFINITE;
+    UNROLL for (int c = 0; c < COLUMNS; c++) m = r_max(x[c], m);
+    const real target_logit = skipped ? 0 : logit_of_target(task, row);
+    const real exponent = exponent_of<GENERAL>(view, m);
+    const Scale scale = scale_of<GENERAL>(view, exponent);
+    UNROLL for (int c = 0; c < LEAVES; c++) {
+        Others others = no_others();
+        rest[c] = SPLITTER;
+        if (c < COLUMNS)
+            x[c] = add_to_lane(task, row, c, x[c], y[c], m, view, scale, eighth, &rest[c],
+                               &others, &ties);
+        rest[c] = rest[c] - (real)SPLITTER;
+        low[c] = others.low;
+        dot[c] = others.dot;
+        q[c] = others.q;
+    }
+    Partial whole = nothing();
+    whole.max = m;
+    whole.exponent = exponent;
+    whole.rest = tree(rest);
+    if (SPLITS) whole.low = tree(low);
+    if (HAS_DOT) whole.dot = tree(dot);
+    if (DENSE) whole.q = tree(q);
+    whole.count = ties;
+    whole.at_max = exp_scaled<GENERAL>(m, view, scale);
     Last last;
     last.special = false;
-    real m = -INFINITE;
-    if (present && !skipped) {
-        const int n = (int)task.n;
-        real x[COLUMNS], y[COLUMNS], rest[COLUMNS], low[COLUMNS], dot[COLUMNS], q[COLUMNS];
-        float ties = 0;
-        const element *x_at = row.x, *y_at = (const element *)row.y;
+    if (!skipped)
+        last = finish(GENERAL, task, number, view, whole, target_logit, present);
+    const bool writes = present && !skipped && !last.special;
+    if (HAS_OUT) {
+        element *out_at = row.out;
         UNROLL for (int c = 0; c < COLUMNS; c++) {
-            x[c] = c < n ? to_real(*x_at) : IS_PRODUCT ? 0 : -INFINITE;
-            y[c] = IS_PRODUCT && c < n ? to_real(*y_at) : 0;
-            x_at += row.x_step;
-            y_at += row.y_step;
-        }
-        if (row.mask)
-            UNROLL for (int c = 0; c < COLUMNS; c++)
-                if (c < n && is_masked(row, c)) x[c] = -INFINITE;
-        UNROLL for (int c = 0; c < COLUMNS; c++) m = r_max(x[c], m);
-        const real target_logit = logit_of_target(task, row);
-        const real exponent = exponent_of<GENERAL>(view, m);
-        const Scale scale = scale_of<GENERAL>(view, exponent);
-        UNROLL for (int c = 0; c < COLUMNS; c++) {
-            Others others = no_others();
-            rest[c] = SPLITTER;
-            if (c < n)
-                x[c] = add_to_lane(task, row, c, x[c], y[c], m, view, scale, &rest[c], &others,
-                                   &ties);
-            rest[c] = rest[c] - (real)SPLITTER;
-            low[c] = others.low;
-            dot[c] = others.dot;
-            q[c] = others.q;
-        }
-        Partial whole = nothing();
-        whole.max = m;
-        whole.exponent = exponent;
-        whole.rest = tree(rest);
-        if (SPLITS) whole.low = tree(low);
-        if (HAS_DOT) whole.dot = tree(dot);
-        if (DENSE) whole.q = tree(q);
-        whole.count = ties;
-        whole.at_max = exp_scaled<GENERAL>(m, view, scale);
-        last = finish(GENERAL, task, number, view, whole, target_logit, true);
-        if (HAS_OUT && !last.special) {
-            element *out_at = row.out;
-            UNROLL for (int c = 0; c < COLUMNS; c++) {
-                if (c < n) *out_at = finished(task, row, view, last, c, x[c], y[c]);
-                out_at += row.out_step;
-            }
-            if (OPERATION == CROSS_ENTROPY_WITH_GRAD && task.target)
-                write_at_target(GENERAL, task, row, view, last, 1,
-                                exp_scaled<GENERAL>(target_logit, view, scale));
+            const element value = finished(task, row, view, last, c, x[c], y[c]);
+            if (writes) *out_at = value;
+            out_at += row.out_step;
         }
     }
-    set_aside_rows(task, number, __ballot_sync(ALL, skipped || last.special), m);
+    if (OPERATION == CROSS_ENTROPY_WITH_GRAD && writes && task.target)
+        write_at_target(GENERAL, task, row, view, last, 1,
+                        exp_scaled<GENERAL>(target_logit, view, scale));
+    set_aside_rows(task, number, __ballot_sync(ALL, present && (skipped || last.special)), m);
 }
 #endif
 
 #if defined(WIDE_COLUMNS)
-// Rows of up to a block, PARTS threads to each; CACHED: up to a chunk.
+// Rows of up to a block, PARTS threads to each; up to a chunk: of at most COLUMNS, else that is 0.
 enum {
+    CACHED = COLUMNS > 0,
     CHUNKS_AT_MOST = CACHED ? 1 : 4,
-    PLACES = CHUNK / PARTS,  // columns of a chunk that a thread takes
+    PLACES = (CACHED ? COLUMNS : CHUNK) / PARTS,  // columns of a chunk that a thread takes
     // Target weights take the registers that would keep them.
     KEPT = CACHED && !DENSE,
     // Those whose loads are under way together.
     TOGETHER = KEPT ? PLACES : 8,
+    // Thread blocks of a multiprocessor, where their registers leave room for another.
+    RESIDENT = KEPT && !GENERAL && PLACES <= 16 ? 2 : 1,
 };
 #ifdef __CUDACC__
 #define UNROLL_PLACES _Pragma("unroll TOGETHER")
@@ -177,7 +185,7 @@ DEVICE Partial chunk_of(const real (&sums)[4][WARP], int r) {
     return chunk;
 }
 
-extern "C" __global__ void __launch_bounds__(PARTS * WARP, 1)
+extern "C" __global__ void __launch_bounds__(PARTS * WARP, RESIDENT)
     wide_columns(const ARGUMENT Task task) {
     __shared__ real rests[PARTS][WARP], lows[PARTS][WARP], dots[PARTS][WARP], qs[PARTS][WARP];
     __shared__ float ties_of[PARTS][WARP];
@@ -190,6 +198,7 @@ extern "C" __global__ void __launch_bounds__(PARTS * WARP, 1)
     const int64 number = row.number;
     const View view = row_view(task, number);
     const bool skipped = present && is_skipped(task, number);
+    const Eighth eighth = eighth_of(r);
     // From one column of a thread to the next: PARTS columns.
     const int64 x_step = PARTS * row.x_step, y_step = PARTS * row.y_step;
     const element *x_begin = row.x + y * row.x_step;
@@ -203,7 +212,7 @@ extern "C" __global__ void __launch_bounds__(PARTS * WARP, 1)
             UNROLL_PLACES for (int i = 0; i < PLACES; i++, at += x_step) {
                 const int column = begin + i * PARTS;
                 real value = -INFINITE;
-                if (present && column < n && !is_masked(row, column)) value = to_real(*at);
+                if (column < n && !is_masked(row, column)) value = to_real(*at);
                 if (KEPT) x[i] = value;
                 m = r_max(value, m);
             }
@@ -228,7 +237,7 @@ extern "C" __global__ void __launch_bounds__(PARTS * WARP, 1)
         }
         UNROLL_PLACES for (int i = 0; i < PLACES; i++, x_at += x_step, y_at += y_step) {
             const int column = c * CHUNK + i * PARTS + y;
-            if (!present || column >= n) continue;
+            if (column >= n) continue;
             real value = 0;
             if (OPERATION == LOG_SOFTMAX_VJP)
                 value = 0;
@@ -238,7 +247,7 @@ extern "C" __global__ void __launch_bounds__(PARTS * WARP, 1)
                 value = is_masked(row, column) ? -INFINITE : to_real(*x_at);
             const real e =
                 add_to_lane(task, row, column, value, IS_PRODUCT ? to_real(*y_at) : 0, m, view,
-                            scale, &rest[i % 4], &others[i % 4], &ties);
+                            scale, eighth, &rest[i % 4], &others[i % 4], &ties);
             if (KEPT && !IS_PRODUCT) x[i] = e;
         }
         UNROLL for (int p = 0; p < 4; p++) rest[p] = rest[p] - (real)SPLITTER;
