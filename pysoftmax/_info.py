@@ -1,5 +1,6 @@
 """Version, and what this installation can do."""
 
+import contextlib
 import platform
 from typing import Any
 
@@ -45,11 +46,12 @@ def _describe(name: str) -> dict[str, Any]:
     """Whether a backend's library is installed, which version, and how to install it."""
     import importlib.metadata
 
-    library = _dispatch.load(name).library
-    try:
-        version = importlib.metadata.version(library)
-    except importlib.metadata.PackageNotFoundError:
-        version = None
+    found = _dispatch.load(name)
+    version = None
+    for library in getattr(found, "distributions", (found.library,)):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            version = importlib.metadata.version(library)
+            break
     return {
         "available": version is not None,
         "version": version,

@@ -121,3 +121,12 @@ def test_an_adapter_is_given_every_public_call_as_it_was_made(letters, name):
 def test_functions_without_adapters_say_what_to_do(letters):
     with pytest.raises(TypeError, match=r"logits: expected .*got .*Letter: convert it"):
         ps.sample(Letter(np.zeros((2, 3))))
+
+
+def test_info_finds_cupy_by_whatever_brings_it():
+    cupy = pytest.importorskip("cupy")
+    assert ps.info()["backends"]["cupy"] == {
+        "available": True,
+        "version": cupy.__version__,
+        "install": None,
+    }

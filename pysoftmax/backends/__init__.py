@@ -31,9 +31,9 @@ class Backend(Protocol):
     ``x``. ``out`` has the shape of ``x`` (or the reduced one); its dtype, one of the floats,
     says what ``x`` is converted to first. It may be ``x`` or overlap it in any way.
 
-    A backend may also have ``short_way(name, x, axis, temperature, out)``: softmax,
-    log_softmax or logsumexp straight from the caller's arguments, and None instead of a result
-    for all that it leaves to the checks.
+    A backend may also have ``distributions``, where more than one brings its library, and
+    ``short_way(name, x, axis, temperature, out)``: softmax, log_softmax or logsumexp straight
+    from the caller's arguments, and None instead of a result for all that it leaves to the checks.
     """
 
     name: str

@@ -34,6 +34,7 @@ Array = Any
 
 name = "cupy"
 library = "cupy-cuda13x[ctk]"
+distributions = "cupy-cuda13x", "cupy-cuda12x", "cupy"  # any of them brings the module
 
 # --------------------------------------------------------------------------------- the device
 
