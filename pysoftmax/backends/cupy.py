@@ -12,6 +12,7 @@ import os
 import sys
 import types
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -435,38 +436,38 @@ def _map(
 _PLAIN = {"softmax": SOFTMAX, "log_softmax": LOG_SOFTMAX, "logsumexp": LOGSUMEXP}
 
 
+@dataclass(frozen=True)
 class _Ready:
     """A call on contiguous arrays of one shape, dtype and device: all of it but the addresses."""
 
-    def __init__(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], axis: int) -> None:
-        self.starts: tuple[cuda.Start, ...] = ()
-        reduces = name == "logsumexp"
-        # Of half precisions a reduction is rounded from float32 afterwards.
-        halves = () if reduces else ("float16", "bfloat16")
-        if dtype.name not in ("float32", "float64", *halves):
-            return
-        axis %= len(shape)
-        self.shape = shape[:axis] + shape[axis + 1 :] if reduces else shape
-        self.field = "row_out" if reduces else "out"
-        rows = _rows(shape, (axis,), dtype.itemsize)
-        layout = rows.outer, rows.n, rows.inner
-        self.defines, plan, task = _plan(_PLAIN[name], dtype, layout, False, False, gpu.device())
-        self.task = _copy(task)
-        for field in ("x", "out"):
-            self.task[f"{field}_outer"] = rows.n * rows.inner
-            self.task[f"{field}_n"] = rows.inner
-        if not rows.moved and not plan.partials:
-            self.starts = plan.starts
+    defines: tuple[tuple[str, int], ...]
+    starts: tuple[cuda.Start, ...]
+    task: np.ndarray[Any, Any]
+    shape: tuple[int, ...]  # of the result
+    field: str  # of the task that says where that goes
 
 
 @functools.lru_cache(4096)
 def _ready(
     name: str, shape: tuple[int, ...], dtype: np.dtype[Any], axis: int, device: int
 ) -> _Ready | None:
-    if 0 in shape or not -len(shape) <= axis < len(shape):
+    reduces = name == "logsumexp"
+    # Of half precisions a reduction is rounded from float32 afterwards.
+    known = ("float32", "float64") if reduces else ("float32", "float64", "float16", "bfloat16")
+    if 0 in shape or not -len(shape) <= axis < len(shape) or dtype.name not in known:
         return None
-    ready = _Ready(name, shape, dtype, axis)
-    return ready if ready.starts else None
+    axis %= len(shape)
+    rows = _rows(shape, (axis,), dtype.itemsize)
+    layout = rows.outer, rows.n, rows.inner
+    defines, plan, template = _plan(_PLAIN[name], dtype, layout, False, False, gpu.device())
+    if rows.moved or plan.partials:
+        return None
+    task = _copy(template)
+    for operand in ("x", "out"):
+        task[f"{operand}_outer"] = rows.n * rows.inner
+        task[f"{operand}_n"] = rows.inner
+    result = shape[:axis] + shape[axis + 1 :] if reduces else shape
+    return _Ready(defines, plan.starts, task, result, "row_out" if reduces else "out")
 
 
 def short_way(name: str, x: Array, axis: Any, temperature: float, out: Any) -> Any:

@@ -8,7 +8,7 @@
 // needs one meeting of its warps, not one for the maximum and another for the sum.
 //
 // Passes: one read and one write, the exponentials kept in registers, for rows of up to
-// 16 blocks a thread block, 128 a cluster. Longer ones (stream_*): two reads and one write.
+// 128 blocks by a cluster of thread blocks, 16 without. Longer ones (stream_*): two reads and one write.
 // logsumexp and the loss: one read.
 
 enum Operation {
@@ -369,13 +369,11 @@ DEVICE Partial nothing() {
 // The tile of a block: of each chunk a thread takes, its lane rows and columns.
 typedef real Tile[CHUNKS][STEPS][VECTOR];
 
-// The first column of this thread in its chunk c of a block.
-DEVICE int64 first_column(int c) {
+// The first column of this thread in a block, and how many come between those of its chunks.
+DEVICE int64 first_column() {
     const int lane = threadIdx.x % WARP;
-    return (int64)(c * GROUPS + lane / GROUP) * CHUNK + lane % GROUP * VECTOR;
+    return (int64)(lane / GROUP) * CHUNK + lane % GROUP * VECTOR;
 }
-
-// Columns between those that a thread has in its chunks.
 enum { APART = GROUPS * CHUNK };
 
 DEVICE Way way_of_block(const Task &task, int64 begin) {
@@ -385,7 +383,7 @@ DEVICE Way way_of_block(const Task &task, int64 begin) {
 DEVICE void load_tile(const Row &row, int64 begin, int64 n, Way way, Tile &x) {
     on_the(way, [&](auto known) {
         UNROLL for (int c = 0; c < CHUNKS; c++)
-            load_x<known.way>(row, begin + first_column(0) + c * APART, n, x[c]);
+            load_x<known.way>(row, begin + first_column() + c * APART, n, x[c]);
     });
 }
 
@@ -400,7 +398,7 @@ DEVICE Partial sum_block(bool general, const Task &task, const Row &row, int64 b
         on_the(way, [&](auto known) {
             UNROLL for (int c = 0; c < CHUNKS; c++)
                 dot[c] = sum_products<known.way, GROUP, STEPS>(
-                    row, begin + first_column(0) + c * APART, task.n);
+                    row, begin + first_column() + c * APART, task.n);
         });
         UNROLL for (int step = GROUP; step < WARP; step *= 2)
             UNROLL for (int c = 0; c < CHUNKS; c++) dot[c] += across_double(dot[c], step);
@@ -418,8 +416,9 @@ DEVICE Partial sum_block(bool general, const Task &task, const Row &row, int64 b
     UNROLL for (int c = 0; c < CHUNKS; c++) {
         rest[c] = low[c] = dot[c] = q[c] = 0;
         if (c > 0 && begin + c * APART >= task.n) continue;
-        Sums sums = sum_chunk<GROUP, STEPS>(general, x[c], task, row, begin + first_column(c), m,
-                                            view, scale, mine);
+        Sums sums = sum_chunk<GROUP, STEPS>(general, x[c], task, row,
+                                            begin + first_column() + c * APART, m, view, scale,
+                                            mine);
         rest[c] = sums.rest;
         low[c] = sums.low;
         dot[c] = sums.dot;
@@ -680,7 +679,7 @@ DEVICE void write_block(bool general, const Task &task, const Row &row, int64 be
     on_the(way, [&](auto known) {
         UNROLL for (int c = 0; c < CHUNKS; c++)
             finish_rows<known.way>(general, task, row, view, last, scale,
-                                   begin + first_column(0) + c * APART, x[c]);
+                                   begin + first_column() + c * APART, x[c]);
     });
     if (OPERATION != CROSS_ENTROPY_WITH_GRAD || !task.target) return;
     const int64 column = task.target[row.number];
@@ -931,7 +930,7 @@ enum {
     TOGETHER = WIDTH < FITTING ? WIDTH : FITTING,
     SIDE_BY_SIDE = WARP / WIDTH,
     // The ties of several rows are counted in one number.
-    COUNTER_BITS = LANE_ROWS * WIDTH * VECTOR < 256 ? 8 : LANE_ROWS * WIDTH * VECTOR < 65536 ? 16 : 32,
+    COUNTER_BITS = LANE_ROWS * WIDTH * VECTOR < 256 ? 8 : 16,
     COUNTER_MASK = (1 << COUNTER_BITS) - 1,
     OF_A_COUNTER = 32 / COUNTER_BITS,
     COUNTERS = (TOGETHER + OF_A_COUNTER - 1) / OF_A_COUNTER,
