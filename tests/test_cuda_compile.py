@@ -155,12 +155,16 @@ def sample():
             yield (arch if int(arch[3:]) >= least else "sm_90"), dtype, defines
 
 
-def assert_in_registers_and_wide(arch, defines):
+def compiled(arch, defines):
     options = (*nvrtc.OPTIONS, *(f"-I{folder}" for folder in _cuda.FOLDERS))
     macros = tuple(f"{k}={v}" for k, v in defines.items())
-    compiled = nvrtc.compiled.__wrapped__(KERNELS, arch, macros, options)
-    assert ".ftz" not in compiled.ptx.replace("rcp.approx.ftz.f64", "")
-    for name, kernel in compiled.kernels.items():
+    return nvrtc.compiled.__wrapped__(KERNELS, arch, macros, options)
+
+
+def assert_in_registers_and_wide(arch, defines):
+    module = compiled(arch, defines)
+    assert ".ftz" not in module.ptx.replace("rcp.approx.ftz.f64", "")
+    for name, kernel in module.kernels.items():
         case = f"{name}, {arch}, {name_of(defines)}"
         allowed = SPILLS.get((name, bool(defines.get("DENSE"))), 0)
         assert kernel.spills <= allowed, f"{case}: {kernel.spills} bytes spilled"
@@ -177,6 +181,13 @@ def name_of(value):
 @pytest.mark.parametrize(("arch", "dtype", "defines"), [*sample()], ids=name_of)
 def test_a_sample_stays_in_registers_and_reads_16_bytes_at_a_time(arch, dtype, defines):
     assert_in_registers_and_wide(arch, defines)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_kernels_compile_for_devices_before_those(dtype):
+    """Compute capability 7.5; nothing is promised of registers there."""
+    defines = next(defines for of, defines, _ in every_instance() if of == dtype)
+    assert compiled("sm_75", defines).kernels
 
 
 @pytest.mark.thorough

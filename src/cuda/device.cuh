@@ -87,7 +87,7 @@ DEVICE real at_least(real a, real lowest) { return a < lowest ? lowest : a; }
 DEVICE real r_max(real a, real b) { return fmaxf(a, b); }
 // The larger, but NaN where a is.
 DEVICE real at_least(real a, real lowest) {
-#ifdef __CUDACC__
+#if defined(__CUDACC__) && __CUDA_ARCH__ >= 800
     asm("max.NaN.f32 %0, %0, %1;" : "+f"(a) : "f"(lowest));
     return a;
 #else

@@ -90,7 +90,7 @@ extern "C" __global__ void __launch_bounds__(128, PYSOFTMAX_DOUBLE || DENSE ? 2 
     const Row row = row_at(task, present ? panel.outer : 0, present ? inner : 0);
     const int64 number = row.number;
     const View view = row_view(task, number);
-    const bool skipped = present && is_skipped(task, number);
+    const bool skipped = is_skipped(task, number);
     const Eighth eighth = eighth_of(threadIdx.x % WARP);
     real x[COLUMNS], y[COLUMNS], rest[LEAVES], low[LEAVES], dot[LEAVES], q[LEAVES];
     float ties = 0;
