@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from pysoftmax import _arguments as check
-from pysoftmax._dispatch import SHORT_WAYS, library_of
+from pysoftmax._dispatch import by_short_way, library_of
 from pysoftmax.adapters import Adapter
 from pysoftmax.backends import Array, Backend
 from pysoftmax.backends.numpy import (
@@ -296,9 +296,8 @@ def log_softmax_vjp(
 
 def _map(name: str, x: Any, axis: Any, temperature: Any, where: Any, dtype: Any, out: Any) -> Any:
     """softmax or log_softmax of anything."""
-    short_way = SHORT_WAYS.get(type(x))
-    if short_way and where is None and dtype is None and type(temperature) is float:
-        result = short_way(name, x, axis, temperature, out)
+    if where is None and dtype is None and type(temperature) is float:
+        result = by_short_way(name, x, axis, temperature, out)
         if result is not None:
             return result
     backend = library_of(x=x, temperature=temperature, where=where, out=out)
@@ -328,10 +327,9 @@ def _logsumexp(
     out: Any,
 ) -> Any:
     """logsumexp with all its options."""
-    short_way = SHORT_WAYS.get(type(x))
     plain = b is None and where is None and dtype is None and out is None
-    if short_way and plain and not keepdims and not return_sign:
-        result = short_way("logsumexp", x, axis, 1.0, None)
+    if plain and not keepdims and not return_sign:
+        result = by_short_way("logsumexp", x, axis, 1.0, None)
         if result is not None:
             return result
     backend = library_of(x=x, b=b, where=where, out=out)

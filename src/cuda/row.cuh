@@ -8,8 +8,8 @@
 // needs one meeting of its warps, not one for the maximum and another for the sum.
 //
 // Passes: one read and one write, the exponentials kept in registers, for rows of up to
-// 128 blocks by a cluster of thread blocks, 16 without. Longer ones (stream_*): two reads and one write.
-// logsumexp and the loss: one read.
+// 128 blocks by a cluster of thread blocks, 16 without. Longer ones (stream_*): two reads and one
+// write. logsumexp and the loss: one read.
 
 enum Operation {
     SOFTMAX,
@@ -188,7 +188,8 @@ DEVICE void store_rows(element *row, int64 step, int64 column, int64 n, bool vec
 // for a vjp the forward result, absent ones 0.
 template <Way way, int rows>
 DEVICE void load_x(const Row &row, int64 column, int64 n, real (&x)[rows][VECTOR]) {
-    load_rows<way>(row.x, row.x_step, column, n, row.x_vectors, IS_PRODUCT ? (real)0 : -INFINITE, x);
+    load_rows<way>(row.x, row.x_step, column, n, row.x_vectors,
+                   IS_PRODUCT ? (real)0 : -INFINITE, x);
     if (way == ANY && row.mask)
         UNROLL for (int s = 0; s < rows; s++)
             UNROLL for (int v = 0; v < VECTOR; v++) {
@@ -624,20 +625,13 @@ DEVICE real last_value(bool general, const Task &task, const Row &row, const Vie
     return value * view.beta_high;
 }
 
-// What a masked element gets.
-DEVICE real masked_value() { return OPERATION == SOFTMAX ? 0 : -INFINITE; }
-
-// One element of `out`, from x or its exponential.
-DEVICE real value_at(bool general, const Task &task, const Row &row, const View &view,
-                     const Last &last, real scale, int64 column, real x, real y) {
-    if (is_masked(row, column)) return masked_value();
-    real value = last_value(general, task, row, view, last, scale, column, x, y);
-    if (OPERATION == CROSS_ENTROPY_WITH_GRAD && task.target && column == task.target[row.number])
-        value = (real)(last.target_known ? last.at_target : value - last.at_target);
-    return value;
+// What goes to `out`: the value of an element, unless that is masked.
+DEVICE real unless_masked(const Row &row, int64 column, real value) {
+    if (IS_PRODUCT || IS_LOSS || !is_masked(row, column)) return value;
+    return OPERATION == SOFTMAX ? 0 : -INFINITE;
 }
 
-// The last sweep over lane rows, as load_x gave them; masked elements are as masked_value says.
+// The last sweep over lane rows, as load_x gave them.
 template <Way way, int rows>
 DEVICE void finish_rows(bool general, const Task &task, const Row &row, const View &view,
                         const Last &last, real scale, int64 column, real (&x)[rows][VECTOR]) {
@@ -652,28 +646,41 @@ DEVICE void finish_rows(bool general, const Task &task, const Row &row, const Vi
             const real value = IS_PRODUCT ? own[0][v] : x[s][v];
             x[s][v] = last_value(general, task, row, view, last, scale, first + v, value,
                                  IS_PRODUCT ? y[0][v] : 0);
-            if (way == ANY && !IS_PRODUCT && !IS_LOSS && first + v < task.n
-                && is_masked(row, first + v))
-                x[s][v] = masked_value();
+            if (way == ANY && first + v < task.n)
+                x[s][v] = unless_masked(row, first + v, x[s][v]);
         }
     }
     store_rows<way>(row.out, row.out_step, column, task.n, row.out_vectors, x);
 }
 
 // The gradient at the label, over what every class got there: by one thread, when the others of
-// its row, or at least of the label's block, have written. exponential: of the label's logit.
+// its row, or at least of the label's block, have written.
 DEVICE void write_at_target(bool general, const Task &task, const Row &row, const View &view,
-                            const Last &last, real scale, real exponential) {
+                            const Last &last, real scale, const Scale &exponentials,
+                            real target_logit) {
     const int64 column = task.target[row.number];
-    const real value = last_value(general, task, row, view, last, scale, column, exponential, 0);
+    const real e = general ? exp_scaled<true>(target_logit, view, exponentials)
+                           : exp_scaled<false>(target_logit, view, exponentials);
+    const real value = last_value(general, task, row, view, last, scale, column, e, 0);
     row.out[column * row.out_step] =
         to_element((real)(last.target_known ? last.at_target : value - last.at_target));
 }
 
+// The same by a warp that has written the block that begins at a column, if the label is there.
+DEVICE void write_at_target_in(int64 begin, bool general, const Task &task, const Row &row,
+                               const View &view, const Last &last, real scale,
+                               const Scale &exponentials, real target_logit) {
+    if (OPERATION != CROSS_ENTROPY_WITH_GRAD || !task.target) return;
+    const int64 column = task.target[row.number];
+    if (column < begin || column >= begin + BLOCK) return;
+    __syncwarp();
+    if (threadIdx.x % WARP == 0)
+        write_at_target(general, task, row, view, last, scale, exponentials, target_logit);
+}
+
 // The last sweep over a block, by a warp.
 DEVICE void write_block(bool general, const Task &task, const Row &row, int64 begin, Way way,
-                        const View &view, Last last, double exponent, real target_logit,
-                        Tile &x) {
+                        const View &view, Last last, real exponent, real target_logit, Tile &x) {
     real scale = 1;
     if (STORES_EXP) last = rescaled(last, exponent, &scale);
     on_the(way, [&](auto known) {
@@ -681,16 +688,9 @@ DEVICE void write_block(bool general, const Task &task, const Row &row, int64 be
             finish_rows<known.way>(general, task, row, view, last, scale,
                                    begin + first_column() + c * APART, x[c]);
     });
-    if (OPERATION != CROSS_ENTROPY_WITH_GRAD || !task.target) return;
-    const int64 column = task.target[row.number];
-    if (column < begin || column >= begin + BLOCK) return;
-    __syncwarp();
-    if (threadIdx.x % WARP > 0) return;
-    const Scale of_block = general ? scale_of<true>(view, (real)exponent)
-                                   : scale_of<false>(view, (real)exponent);
-    write_at_target(general, task, row, view, last, scale,
-                    general ? exp_scaled<true>(target_logit, view, of_block)
-                            : exp_scaled<false>(target_logit, view, of_block));
+    write_at_target_in(begin, general, task, row, view, last, scale,
+                       general ? scale_of<true>(view, exponent) : scale_of<false>(view, exponent),
+                       target_logit);
 }
 
 // --------------------------------------------------------------------------- special rows
@@ -699,7 +699,7 @@ DEVICE void write_block(bool general, const Task &task, const Row &row, int64 be
 DEVICE void fill_row(const Task &task, const Row &row, real value) {
     if (!HAS_OUT) return;
     for (int64 i = threadIdx.x % WARP; i < task.n; i += WARP)
-        row.out[i * row.out_step] = to_element(is_masked(row, i) ? masked_value() : value);
+        row.out[i * row.out_step] = to_element(unless_masked(row, i, value));
 }
 
 // q of class i, the spike included.
@@ -735,7 +735,7 @@ DEVICE void limit_row(const Task &task, const Row &row, const View &view, real m
         for (int64 i = lane; i < task.n; i += WARP) {
             const bool top = logit_at(row, i) == m;
             real value = OPERATION == SOFTMAX ? (top ? share : 0) : (top ? (real)-log_s : -INFINITE);
-            row.out[i * row.out_step] = to_element(is_masked(row, i) ? masked_value() : value);
+            row.out[i * row.out_step] = to_element(unless_masked(row, i, value));
         }
     } else if (IS_LOSS) {
         double loss = 0, total = 0;
@@ -879,9 +879,10 @@ DEVICE void special_row(const Task &task, const Row &row, View view, real m) {
         for (int64 i = begin + lane; i < end; i += WARP) {
             real x = logit_at(row, i);
             if (STORES_EXP) x = exp_scaled<true>(x, view, scale);
-            row.out[i * row.out_step] =
-                to_element(value_at(true, task, row, view, its, scale_of_block, i, x, 0));
+            x = last_value(true, task, row, view, its, scale_of_block, i, x, 0);
+            row.out[i * row.out_step] = to_element(unless_masked(row, i, x));
         }
+        write_at_target_in(begin, true, task, row, view, its, scale_of_block, scale, target_logit);
     }
 }
 
@@ -1038,9 +1039,8 @@ extern "C" __global__ void __launch_bounds__(128, RESIDENT) short_rows(const ARG
     if (OPERATION == CROSS_ENTROPY_WITH_GRAD && task.target) {
         __syncwarp();
         if (has_own && !skipped && !last.special)
-            write_at_target(
-                GENERAL, task, row, view, last, 1,
-                exp_scaled<GENERAL>(target_logit, view, scale_of<GENERAL>(view, exponent)));
+            write_at_target(GENERAL, task, row, view, last, 1, scale_of<GENERAL>(view, exponent),
+                            target_logit);
     }
     set_aside_rows(task, own, set_aside, mine.max);
 }
@@ -1172,10 +1172,11 @@ extern "C" __global__ void __launch_bounds__(128) stream_write(const ARGUMENT Ta
     const Way way = way_of_block(task, begin);
     const real target_logit = logit_of_target(task, row);
     Tile x;
-    double exponent = 0;
+    real exponent = 0;
     if (!IS_PRODUCT) load_tile(row, begin, task.n, way, x);
     if (STORES_EXP)
-        exponent = sum_block(GENERAL, task, row, begin, way, view, eighth_of(threadIdx.x % WARP), x)
+        exponent = (real)sum_block(GENERAL, task, row, begin, way, view,
+                                   eighth_of(threadIdx.x % WARP), x)
                        .exponent;
     write_block(GENERAL, task, row, begin, way, view, last, exponent, target_logit, x);
 }

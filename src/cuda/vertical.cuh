@@ -23,16 +23,16 @@ struct Panel {
 // A division of 64 bits takes some hundred instructions, as long as a short row.
 DEVICE Panel panel_of(const Task &task, int64 number) {
     const int64 panels = (task.inner + ROWS_TOGETHER - 1) / ROWS_TOGETHER;
-    const int64 outer = (number | panels) >> 32 ? number / panels : (unsigned)number / (unsigned)panels;
+    const int64 outer =
+        (number | panels) >> 32 ? number / panels : (unsigned)number / (unsigned)panels;
     return {outer, (number - outer * panels) * ROWS_TOGETHER};
 }
 
 // One element of the last sweep.
 DEVICE element finished(const Task &task, const Row &row, const View &view, const Last &last,
                         int64 column, real x, real y) {
-    const real value = last_value(GENERAL, task, row, view, last, 1, column, x, y);
-    const bool masked = !IS_PRODUCT && !IS_LOSS && is_masked(row, column);
-    return to_element(masked ? masked_value() : value);
+    return to_element(unless_masked(
+        row, column, last_value(GENERAL, task, row, view, last, 1, column, x, y)));
 }
 
 // What a thread adds up of a lane of the contract, beside rest.
@@ -143,8 +143,7 @@ extern "C" __global__ void __launch_bounds__(128, PYSOFTMAX_DOUBLE || DENSE ? 2 
         }
     }
     if (OPERATION == CROSS_ENTROPY_WITH_GRAD && writes && task.target)
-        write_at_target(GENERAL, task, row, view, last, 1,
-                        exp_scaled<GENERAL>(target_logit, view, scale));
+        write_at_target(GENERAL, task, row, view, last, 1, scale, target_logit);
     set_aside_rows(task, number, __ballot_sync(ALL, present && (skipped || last.special)), m);
 }
 #endif
@@ -309,8 +308,7 @@ extern "C" __global__ void __launch_bounds__(PARTS * WARP, RESIDENT)
                                    IS_PRODUCT ? to_real(*y_at) : 0);
             }
         if (has_target)
-            write_at_target(GENERAL, task, row, view, last, 1,
-                            exp_scaled<GENERAL>(target_logit, view, scale));
+            write_at_target(GENERAL, task, row, view, last, 1, scale, target_logit);
     }
     if (y == 0)
         set_aside_rows(task, number, __ballot_sync(ALL, present && last.special), m);
