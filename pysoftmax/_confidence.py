@@ -15,13 +15,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pysoftmax._rows import SLACK
+from pysoftmax.backends.numpy import count_confidences
 
 Floats = NDArray[np.float64]
 
-BUFFER = 4096  # rows counted at a time, at most
+PART = 4096  # rows counted at a time, at most
 
-_BITS = 48  # of a number; two halves of 24, whose products of 4096 rows fit into 64
+_BITS = 48  # of a number; in two halves of 24, whose products of 4096 rows fit into 64
 _HALF = _BITS // 2
 
 
@@ -50,14 +50,10 @@ class Drift(NamedTuple):
 class Cuts(NamedTuple):
     """What confidences are compared with."""
 
-    lowest: float
+    lowest: float  # of what can be that of a distribution
+    highest: float
     low: float
     high: float
-
-
-def _whole(values: Floats) -> NDArray[np.int64]:
-    """Numbers in units of 2^-48."""
-    return np.rint(values * 2.0**_BITS).astype(np.int64)
 
 
 class Moments:
@@ -66,18 +62,22 @@ class Moments:
     def __init__(self, n: int = 0, first: int = 0, second: int = 0) -> None:
         self.n, self.first, self.second = n, first, second
 
-    def see(self, whole: NDArray[np.int64]) -> None:
-        """Add at most `BUFFER` numbers, in units of 2^-48."""
-        high, low = whole >> _HALF, whole & ((1 << _HALF) - 1)
-        self.n += len(whole)
-        self.first += int(whole.sum())
-        self.second += (int(high @ high) << _BITS) + (int(high @ low) << (_HALF + 1))
-        self.second += int(low @ low)
+    def see(self, value: float) -> None:
+        """Add a number, rounded to a multiple of 2^-48."""
+        whole = round(value * 2.0**_BITS)
+        self.n += 1
+        self.first += whole
+        self.second += whole * whole
 
     def add(self, other: Moments) -> None:
         self.n += other.n
         self.first += other.first
         self.second += other.second
+
+    def take_away(self, other: Moments) -> None:
+        self.n -= other.n
+        self.first -= other.first
+        self.second -= other.second
 
     @property
     def mean(self) -> float:
@@ -105,39 +105,40 @@ class Counts:
         """How many rows there were, whatever was in them."""
         return self.confidence.n + self.nan + self.invalid
 
-    def see(self, confidence: Floats, labels: NDArray[np.int64], entropy: Floats, c: Cuts) -> None:
-        """Count rows; `entropy` is NaN where it was not measured."""
-        # Comparisons with NaN are false, as is what they are part of.
-        if not (confidence.min() >= c.lowest and confidence.max() <= 1 + SLACK):
-            valid = (confidence >= c.lowest) & (confidence <= 1 + SLACK)
-            nan = int(np.isnan(confidence).sum())
-            self.nan += nan
-            self.invalid += len(valid) - int(valid.sum()) - nan
-            confidence, labels, entropy = confidence[valid], labels[valid], entropy[valid]
-        whole = _whole(confidence)
-        self.confidence.see(whole)
-        self.above += int(np.count_nonzero(confidence > c.high))
-        self.below += int(np.count_nonzero(confidence < c.low))
-        n_bins = len(self.histogram)
-        # ceil(confidence * n_bins) - 1 in whole numbers; what is above 1 is in the last.
-        bins = np.minimum((whole * n_bins - 1) >> _BITS, n_bins - 1)
-        self.histogram += np.bincount(bins, minlength=n_bins)
-        if len(self.classes) <= BUFFER:
-            self.classes += np.bincount(labels, minlength=len(self.classes))
-        else:
-            np.add.at(self.classes, labels, 1)
-        measured = entropy[~np.isnan(entropy)]
-        if len(measured):
-            self.entropy.see(_whole(measured))
+    def see(self, confidence: Floats, labels: NDArray[np.int64], cuts: Cuts) -> None:
+        """Count at most `PART` rows: their confidences and classes."""
+        nan, invalid, above, below, first, squares, products, rest = count_confidences(
+            confidence, labels, cuts, self.histogram, self.classes
+        )
+        self.nan += nan
+        self.invalid += invalid
+        self.above += above
+        self.below += below
+        self.confidence.n += len(confidence) - nan - invalid
+        self.confidence.first += first
+        self.confidence.second += (squares << _BITS) + (products << (_HALF + 1)) + rest
 
     def add(self, other: Counts) -> Counts:
-        for name in ("nan", "invalid", "above", "below"):
-            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.nan += other.nan
+        self.invalid += other.invalid
+        self.above += other.above
+        self.below += other.below
         self.confidence.add(other.confidence)
         self.entropy.add(other.entropy)
         self.histogram += other.histogram
         self.classes += other.classes
         return self
+
+    def take_away(self, other: Counts) -> None:
+        """The opposite of `add`, exactly."""
+        self.nan -= other.nan
+        self.invalid -= other.invalid
+        self.above -= other.above
+        self.below -= other.below
+        self.confidence.take_away(other.confidence)
+        self.entropy.take_away(other.entropy)
+        self.histogram -= other.histogram
+        self.classes -= other.classes
 
     def to_dict(self) -> dict[str, Any]:
         return {

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from pysoftmax import _arguments as check
 from pysoftmax import _extras
-from pysoftmax._confidence import BUFFER, Counts, Cuts, Drift, drift, mapping, naturals, sequence
+from pysoftmax._confidence import PART, Counts, Cuts, Drift, drift, mapping, naturals, sequence
 from pysoftmax._dispatch import backend_of, beyond_memory, library_of, memory_of
 from pysoftmax._labelled import host
 from pysoftmax._monitor_views import Collector, Point, draw
@@ -33,10 +33,12 @@ from pysoftmax._rows import (
     chunks,
     classes_last,
     in_memory,
+    is_lazy,
 )
 from pysoftmax._softmax import softmax
 from pysoftmax.backends import Array, Backend
 from pysoftmax.backends import numpy as numpy_backend
+from pysoftmax.backends.numpy import entropy, fast_softmax_and_top
 
 __all__ = ["LEVELS", "Alert", "ConfidenceMonitor", "ConfidenceSummary", "Drift"]
 
@@ -45,9 +47,7 @@ Floats = NDArray[np.float64]
 _logger = logging.getLogger(__name__)
 
 PIECES = 10  # that a window consists of
-# Elements of a block that is small, of which many are taken in together, and of these.
-_SMALL, _KEPT = 1 << 15, 1 << 17
-_PLAIN = "fd"  # dtypes that are taken in as they are: float32, float64
+_PLAIN = (np.dtype(np.float32), np.dtype(np.float64))  # what is taken in as it is
 _POINTS = 500  # of the past that are kept for a picture
 
 FORMAT, VERSION = "pysoftmax.ConfidenceMonitor", 1
@@ -173,9 +173,9 @@ class ConfidenceMonitor:
     n_bins : int, default 20
         Of the histogram.
     every : int, default 1
-        Look at every so many-th row of the stream, for less time: 7 costs about a tenth of the
-        softmax of 1000 classes (docs/guide.md). A prime number meets no period of the stream.
-    entropy_every : int, default 251
+        Look at every so many-th row of the stream, for less time (docs/guide.md has a table). A
+        prime number meets no period of the stream.
+    entropy_every : int, default 1009
         Measure the entropy of every so many-th of these rows, which costs a logarithm for
         each class. 0 for none.
     levels : dict, optional
@@ -234,7 +234,7 @@ class ConfidenceMonitor:
         chance_corrected: bool = False,
         n_bins: int = 20,
         every: int = 1,
-        entropy_every: int = 251,
+        entropy_every: int = 1009,
         levels: Mapping[str, tuple[float, float]] | None = None,
         min_rows: int = 500,
     ) -> None:
@@ -257,7 +257,7 @@ class ConfidenceMonitor:
         low, high = (
             chance + cut * rest if self.chance_corrected else cut for cut in (self.low, self.high)
         )
-        self._cuts = Cuts((1 - SLACK) * chance, low, high)
+        self._cuts = Cuts((1 - SLACK) * chance, 1 + SLACK, low, high)
         self._reference = None if reference is None else self._reference_of(reference)
         self._lock = threading.Lock()
         self._clear()
@@ -291,18 +291,12 @@ class ConfidenceMonitor:
         self._offered = 0
         self._done = self._none()
         self._pieces: deque[Counts] = deque(maxlen=PIECES - 1)
+        self._closed = self._none()  # their sum
         self._current = self._none()
         self._history: deque[Point] = deque(maxlen=_POINTS)
         self._active: set[str] = set()
         self._news: list[Alert] = []
-        self._pushed = self._waiting = self._pending = 0
-        # A piece of the window, or an equal part of one: alerts come in time.
-        size = math.ceil(self._piece / math.ceil(self._piece / BUFFER))
-        self._rows = np.empty((min(size, _KEPT // self.n_classes), self.n_classes), np.float32)
-        self._confidences = np.empty(size)
-        self._labels = np.empty(size, np.int64)
-        self._entropies = np.full(size, math.nan)
-        self._sampled: list[tuple[int, NDArray[Any]]] = []  # rows whose entropy is due
+        self._pushed = 0
 
     def _none(self) -> Counts:
         return Counts(self.n_classes, self.n_bins)
@@ -367,7 +361,7 @@ class ConfidenceMonitor:
             if library == "dask":
                 self._update_lazily(name, values, axis, temperature)
                 return
-        backend, rows, axis = self._given(probabilities, logits, axis)
+        backend, rows, axis = self._given(name, values, axis)
         divisor: Any = 1.0
         if logits is not None:
             shape = check.reduced_shape(np.shape(rows), (axis,))
@@ -393,6 +387,65 @@ class ConfidenceMonitor:
                 self._watch(backend, watched)
             begin += len(block)
 
+    def softmax(
+        self,
+        x: Any,
+        axis: int = -1,
+        *,
+        temperature: Any = 1.0,
+        where: Any = None,
+        dtype: Any = None,
+        out: Any = None,
+    ) -> Any:
+        """Softmax of logits, taken in while it is still in the cache.
+
+        For `softmax` followed by `update`, in less time (docs/guide.md): where the logits are a
+        C-contiguous NumPy array of float32 or float64 with the classes along its last axis,
+        `every` is 1 and nothing is masked, probabilities are not read from memory again.
+
+        Parameters
+        ----------
+        x, axis, temperature, where, dtype, out
+            As for the function `softmax`, with `n_classes` along a single `axis`. No lazy array.
+
+        Returns
+        -------
+        ndarray
+            What ``softmax`` returns, bit for bit.
+
+        Raises
+        ------
+        TypeError, ValueError, numpy.exceptions.AxisError
+            As the function, and as `update`; nothing is taken in and nothing is written then.
+
+        Examples
+        --------
+        >>> from pysoftmax import ConfidenceMonitor
+        >>> monitor = ConfidenceMonitor(3)
+        >>> monitor.softmax([[2.1, 0.8, -1.3]]).round(4)
+        array([[0.7658, 0.2087, 0.0256]])
+        >>> monitor.total.count, round(monitor.total.mean, 4)
+        (1, 0.7658)
+        """
+        if type(x) is np.ndarray and self.every == 1 and where is None and dtype is None:
+            self._axis("x", x.shape, axis)
+            found = fast_softmax_and_top(x, axis, temperature, out)
+            if found is not None:
+                probabilities, confidence, labels = found
+                with self._lock:
+                    self._offered += len(labels)
+                self._see(confidence, labels, probabilities.reshape(-1, self.n_classes))
+                return probabilities
+        if is_lazy(x):
+            raise TypeError(
+                f"x must be in memory, got a lazy {type(x).__name__}: update takes those"
+            )
+        if library_of(x=x).name != "xarray":
+            self._given("x", x, axis)
+        probabilities = softmax(x, axis, temperature=temperature, where=where, dtype=dtype, out=out)
+        self.update(probabilities, axis=axis)
+        return probabilities
+
     def _update_lazily(self, name: str, values: Any, axis: Any, temperature: Any) -> None:
         """Take in a dask.array, a chunk of rows after the other."""
         backend = backend_of_blocks(**{name: values})
@@ -417,12 +470,9 @@ class ConfidenceMonitor:
             )
         return position
 
-    def _given(self, probabilities: Any, logits: Any, axis: Any) -> tuple[Backend, Array, int]:
+    def _given(self, name: str, values: Any, axis: Any) -> tuple[Backend, Array, int]:
         """What is given, as an array of a backend with the right number of classes."""
-        name, values = "probabilities", probabilities
-        if probabilities is None:
-            name, values = "logits", logits
-        plain = type(values) is np.ndarray and values.dtype.char in _PLAIN
+        plain = type(values) is np.ndarray and values.dtype in _PLAIN
         memory = None if plain else memory_of(**{name: values})
         if memory is not None:
             values = memory.inside({name: values})[name]
@@ -439,59 +489,40 @@ class ConfidenceMonitor:
         return backend, array, self._axis(name, array.shape, axis)
 
     def _watch(self, backend: Backend, block: Array) -> None:
-        """Take rows of probabilities in: large blocks at once, small ones together with others."""
-        if block.dtype.char not in _PLAIN:
-            block = block.astype(check.summing_dtype(check.result_dtype(block.dtype)))
-        small = block.size <= _SMALL and len(block) <= len(self._rows)
-        if small and isinstance(block, np.ndarray):
-            with self._lock:
-                self._keep(block)
-        else:
-            block = backend.namespace.ascontiguousarray(block)
-            confidence, labels = _top(backend.namespace, block)
-            with self._lock:
-                self._settle()
-                self._push(host(confidence), host(labels), block)
+        """Take rows of probabilities in."""
+        if block.dtype not in _PLAIN:
+            wanted = check.summing_dtype(check.result_dtype(block.dtype))
+            block = block.astype(wanted.newbyteorder("="))
+        block = backend.namespace.ascontiguousarray(block)
+        top = getattr(backend, "top", None)
+        confidence, labels = top(block) if top else _top(backend.namespace, block)
+        self._see(confidence, labels, block)
+
+    def _see(self, confidence: Floats, labels: NDArray[np.int64], block: Array) -> None:
+        """Count rows whose largest entries are known, piece by piece of the window."""
+        begin = 0
+        with self._lock:
+            while begin < len(labels):
+                left = max(self._piece - self._current.rows, 1)
+                end = min(begin + min(left, PART), len(labels))
+                self._measure(confidence, block, begin, end)
+                self._current.see(confidence[begin:end], labels[begin:end], self._cuts)
+                begin = end
+                if self._current.rows >= self._piece:
+                    self._remember()
         if self._news:
             self._tell()
 
-    def _keep(self, block: NDArray[Any]) -> None:
-        """Copy a few rows, to be taken in later."""
-        end = self._waiting + len(block)
-        if end > len(self._rows) or block.dtype != self._rows.dtype:
-            self._settle()
-            end = len(block)
-            if block.dtype != self._rows.dtype:
-                self._rows = np.empty(self._rows.shape, block.dtype)
-        self._rows[self._waiting : end] = block
-        self._waiting = end
-        if end == len(self._rows):
-            self._settle()
-
-    def _settle(self) -> None:
-        """Take in the rows that were kept."""
-        if self._waiting:
-            rows = self._rows[: self._waiting]
-            self._waiting = 0
-            self._push(*_top(np, rows), rows)
-
-    def _push(self, confidence: NDArray[Any], labels: NDArray[Any], block: Array) -> None:
-        """Put what was found of a block's rows into the buffer; count it when it is full."""
-        begin = 0
-        skip = -self._pushed % self.entropy_every if self.entropy_every else len(labels)
-        self._pushed += len(labels)
-        while begin < len(labels):
-            n = min(len(self._labels) - self._pending, len(labels) - begin)
-            into, part = slice(self._pending, self._pending + n), slice(begin, begin + n)
-            self._confidences[into] = confidence[part]
-            self._labels[into] = labels[part]
-            while skip < begin + n:
-                self._sampled.append((self._pending + skip - begin, host(block[skip]).copy()))
-                skip += self.entropy_every
-            self._pending += n
-            begin += n
-            if self._pending == len(self._labels):
-                self._flush()
+    def _measure(self, confidence: Floats, block: Array, begin: int, end: int) -> None:
+        """Count the entropies that are due in a part of a block."""
+        every = self.entropy_every
+        if every:
+            for k in range(begin + -self._pushed % every, end, every):
+                if self._cuts.lowest <= confidence[k] <= self._cuts.highest:
+                    # Above 1 if the row does not add up to 1, which is not checked.
+                    normalized = entropy(host(block[k])) / math.log(self.n_classes)
+                    self._current.entropy.see(min(normalized, 1.0))
+        self._pushed += end - begin
 
     def _tell(self) -> None:
         """Log what happened, without the lock: a handler may ask the monitor."""
@@ -506,45 +537,23 @@ class ConfidenceMonitor:
 
     @contextmanager
     def _counted(self) -> Iterator[None]:
-        """Hold the lock, with an empty buffer."""
+        """Hold the lock, and tell afterwards what happened."""
         with self._lock:
-            self._count()
             yield
         self._tell()
-
-    def _count(self) -> None:
-        """Count all rows that wait."""
-        self._settle()
-        self._flush()
-
-    def _flush(self) -> None:
-        """Count the rows in the buffer, piece by piece of the window."""
-        begin, size = 0, self._piece
-        places = [place for place, _ in self._sampled]
-        if places:
-            self._entropies[places] = _normalized_entropy([row for _, row in self._sampled])
-        while begin < self._pending:
-            n = min(self._pending - begin, max(size - self._current.rows, 1))
-            part = slice(begin, begin + n)
-            self._current.see(
-                self._confidences[part], self._labels[part], self._entropies[part], self._cuts
-            )
-            begin += n
-            if self._current.rows >= size:
-                self._judge()
-                self._remember()
-        self._entropies[places] = math.nan
-        self._sampled.clear()
-        self._pending = 0
 
     @property
     def _piece(self) -> int:
         return self.window // PIECES
 
     def _remember(self) -> None:
-        """Close a piece of the window, and begin another."""
+        """Judge the window, close a piece of it, and begin another."""
+        self._closed.add(self._current)
+        self._judge(self._closed)
         self._history.append(self._point())
         self._done.add(self._current)
+        if len(self._pieces) == PIECES - 1:
+            self._closed.take_away(self._pieces[0])
         self._pieces.append(self._current)
         self._current = self._none()
 
@@ -577,14 +586,20 @@ class ConfidenceMonitor:
         return self._none().add(self._done).add(self._current)
 
     def _last(self) -> Counts:
-        counts = self._none().add(self._current)
+        return self._none().add(self._closed).add(self._current)
+
+    def _close(self) -> None:
+        """Sum up the pieces anew, after others were put in their place."""
+        self._closed = self._none()
         for piece in self._pieces:
-            counts.add(piece)
-        return counts
+            self._closed.add(piece)
+
+    def _corrected(self, mean: float) -> float:
+        chance = 1 / self.n_classes
+        return (mean - chance) / (1 - chance)
 
     def _summary(self, counts: Counts) -> ConfidenceSummary:
         n = counts.confidence.n
-        chance = 1 / self.n_classes
         mean = counts.confidence.mean
         normalized = counts.entropy.mean
         shares = np.full(self.n_classes, math.nan) if n == 0 else counts.classes / n
@@ -594,7 +609,7 @@ class ConfidenceMonitor:
             n_invalid=counts.invalid,
             mean=mean,
             std=counts.confidence.std,
-            chance_corrected=(mean - chance) / (1 - chance),
+            chance_corrected=self._corrected(mean),
             share_above=counts.above / n if n else math.nan,
             share_below=counts.below / n if n else math.nan,
             n_entropy=counts.entropy.n,
@@ -653,51 +668,51 @@ class ConfidenceMonitor:
         ['mean_high', 'too_confident']
         """
         with self._counted():
-            return self._judge()
+            values = self._judge(self._last())
+            return [self._alert(name, value) for name, value in values.items()]
 
-    def _judge(self) -> list[Alert]:
-        """Raise and clear alerts."""
-        counts = self._last()
+    def _judge(self, counts: Counts) -> dict[str, float]:
+        """Raise and clear alerts by what they look at, which is returned."""
+        values = self._values(counts)
+        for name, value in values.items():
+            raised, cleared = self.levels[name]
+            sign = -1 if name == "mean_low" else 1
+            active = name in self._active
+            if not active and sign * value > sign * raised:
+                self._active.add(name)
+            elif active and sign * value <= sign * cleared:
+                self._active.discard(name)
+            else:
+                continue
+            self._news.append(self._alert(name, value))
+        return values
+
+    def _alert(self, name: str, value: float) -> Alert:
+        return Alert(name, name in self._active, value, *self.levels[name])
+
+    def _values(self, counts: Counts) -> dict[str, float]:
+        """What each alert looks at; NaN where there are too few rows."""
         values = dict.fromkeys(self.levels, math.nan)
         n = counts.confidence.n
         if counts.rows >= self.min_rows:
             values["invalid"] = 1 - n / counts.rows
         if n >= self.min_rows:
-            summary = self._summary(counts)
-            mean = summary.chance_corrected if self.chance_corrected else summary.mean
+            mean = counts.confidence.mean
+            mean = self._corrected(mean) if self.chance_corrected else mean
             values.update(
                 mean_high=mean,
                 mean_low=mean,
-                too_confident=summary.share_above,
-                too_uncertain=summary.share_below,
+                too_confident=counts.above / n,
+                too_uncertain=counts.below / n,
             )
             if self._reference is not None:
-                moved = drift(counts, self._reference)._asdict()
+                values.update(drift(counts, self._reference)._asdict())
                 if n < _ROWS_PER_CLASS * self.n_classes:
-                    moved["class_shift"] = math.nan
-                values.update(moved)
-        alerts = []
-        for name, (raised, cleared) in self.levels.items():
-            if name in _DRIFT and self._reference is None:
-                continue
-            value, sign = values[name], -1 if name == "mean_low" else 1
-            active = name in self._active
-            if sign * value > sign * raised:
-                active = True
-            elif sign * value <= sign * cleared:
-                active = False
-            alerts.append(Alert(name, active, value, raised, cleared))
-            self._switch(alerts[-1])
-        return alerts
-
-    def _switch(self, alert: Alert) -> None:
-        if alert.active == (alert.name in self._active):
-            return
-        if alert.active:
-            self._active.add(alert.name)
-        else:
-            self._active.discard(alert.name)
-        self._news.append(alert)
+                    values["class_shift"] = math.nan
+        if self._reference is None:
+            for name in _DRIFT:
+                del values[name]
+        return values
 
     # ------------------------------------------------------------------ merging and saving
 
@@ -744,10 +759,10 @@ class ConfidenceMonitor:
                 own.add(others)
             missing = len(other._pieces) - len(self._pieces)
             self._pieces.extendleft(list(other._pieces)[: max(missing, 0)][::-1])
+            self._close()
             together = sorted([*self._history, *other._history], key=lambda point: point.time)
             self._history = deque(together, maxlen=_POINTS)
             if self._current.rows >= self._piece:
-                self._judge()
                 self._remember()
 
     def _settings(self) -> dict[str, Any]:
@@ -823,9 +838,8 @@ class ConfidenceMonitor:
         with self._lock:
             for name in ("_offered", "_done", "_pieces", "_current", "_active", "_history"):
                 setattr(self, name, getattr(other, name))
+            self._close()
             self._pushed = self._all().rows
-            self._waiting = self._pending = 0
-            self._sampled.clear()
 
     def _parsed(self, state: Any) -> ConfidenceMonitor:
         """A monitor with this one's settings and that state, checked."""
@@ -977,21 +991,13 @@ def _blocks(rows: Array) -> Iterator[Array]:
         yield rows[begin : begin + step].reshape(-1, rows.shape[-1])
 
 
-def _top(xp: Any, block: Array) -> tuple[Array, Array]:
-    """The largest entry of each row, or a NaN, and its class."""
+def _top(xp: Any, block: Array) -> tuple[Floats, NDArray[np.int64]]:
+    """What `top` of a backend returns, by the functions that all have."""
     labels = block.argmax(axis=1)
     places = xp.arange(0, block.size, block.shape[1])
     places += labels
-    return block.reshape(-1)[places], labels
-
-
-def _normalized_entropy(rows: list[NDArray[Any]]) -> Floats:
-    """-sum(p log p) / log(K) of each row."""
-    p = np.stack(rows)
-    logs = np.log(np.maximum(p, np.finfo(p.dtype).tiny))  # times 0 it is 0
-    sums: Floats = (p * logs).sum(axis=1, dtype=np.float64)
-    # Above 1 if the row does not add up to 1, which is not checked.
-    return np.minimum(-sums / math.log(p.shape[1]), 1)
+    largest = host(block.reshape(-1)[places])
+    return largest.astype(np.float64), host(labels).astype(np.int64, copy=False)
 
 
 def _checked(state: Any) -> Mapping[str, Any]:

@@ -87,7 +87,7 @@ SIGNATURES = {
     "class_weight": "(mode, labels, *, n_classes=None)",
     "logit_adjust": "(logits, prior, tau=1.0, *, axis=-1)",
     "ConfidenceMonitor": "(n_classes, *, high=0.95, low=0.2, window=50_000, reference=None, "
-    "chance_corrected=False, n_bins=20, every=1, entropy_every=251, levels=None, min_rows=500)",
+    "chance_corrected=False, n_bins=20, every=1, entropy_every=1009, levels=None, min_rows=500)",
     "sample": "(logits, *, temperature=1.0, top_k=None, top_p=None, min_p=None, where=None, "
     "size=None, axis=-1, rng=None)",
 }

@@ -7,6 +7,7 @@ import sys
 import threading
 import tracemalloc
 
+import mpmath
 import numpy as np
 import pytest
 from cases import BFLOAT16, FLOATS, LAYOUTS, normal
@@ -18,6 +19,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import pysoftmax as ps
 from pysoftmax import _confidence, monitoring
+from pysoftmax.backends import _cpu as cpu
+from pysoftmax.backends import numpy as numpy_backend
 from pysoftmax.monitoring import PIECES, Alert
 
 INF, NAN = math.inf, math.nan
@@ -328,6 +331,180 @@ def test_a_batch_is_not_copied():
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert peak < p.nbytes / 2
+
+
+# --- softmax and update in one --------------------------------------------------------------------
+
+
+def hostile(shape, dtype):
+    """Logits with rows of ties, of NaN and infinities, beyond the reach of exp, and far apart."""
+    x = normal(shape, dtype, 3, 4.0).reshape(-1, shape[-1])
+    specials = [0.0, NAN, INF, -INF, 1e30]
+    for row, value in zip(x[1::2], specials, strict=False):
+        row[row.size // 2 :] = value
+    x[-1] = 0
+    x[-1, ::2] = 50
+    return x.reshape(shape)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("n", [2, 3, 10, 17, 64, 65, 127, 513, 1000, 2049, 4100, 70_000])
+def test_softmax_watched_is_softmax_and_update(dtype, n, threads):
+    """Through every way that finds the largest: short rows, while they are written, and after."""
+    x = hostile((23, n), dtype)
+    watched, expected = (ps.ConfidenceMonitor(n, entropy_every=3) for _ in range(2))
+    with ps.num_threads(threads):
+        for temperature in (1.0, 0.7, INF, 0):
+            p = watched.softmax(x, temperature=temperature)
+            np.testing.assert_array_equal(p, ps.softmax(x, temperature=temperature))
+            assert p.dtype == dtype
+            expected.update(p)
+    assert known(watched.total) == known(expected.total)
+
+
+def test_a_row_that_threads_share_is_watched():
+    x = normal((1, 1 << 20), "float32", 0, 3.0)
+    with ps.num_threads(2):
+        monitor = ps.ConfidenceMonitor(1 << 20, entropy_every=1)
+        p = monitor.softmax(x)
+    assert known(monitor.total) == known(watching(p).total)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"axis": 1},
+        {"where": np.arange(6) != 2},
+        {"dtype": np.float32},
+        {"temperature": np.linspace(0.5, 2, 50).reshape(10, 5)},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+@pytest.mark.parametrize("every", [1, 4])
+def test_any_softmax_is_watched(options, every):
+    x = normal((10, 5, 6) if "axis" not in options else (10, 6, 5), "float64", 1, 3.0)
+    watched, expected = (ps.ConfidenceMonitor(6, every=every, entropy_every=2) for _ in range(2))
+    p = watched.softmax(x, **options)
+    np.testing.assert_array_equal(p, ps.softmax(x, **options))
+    expected.update(p, axis=options.get("axis", -1))
+    assert known(watched.total) == known(expected.total)
+
+
+def test_softmax_is_watched_where_it_is_written():
+    x = normal((40, 30), "float32", 1, 3.0)
+    monitor = ps.ConfidenceMonitor(30, entropy_every=0)
+    expected, out = ps.softmax(x), np.empty_like(x)
+    assert monitor.softmax(x, out=out) is out
+    np.testing.assert_array_equal(out, expected)
+    assert monitor.softmax(x, out=x) is x
+    np.testing.assert_array_equal(x, expected)
+    assert monitor.total.count == 80
+    assert known(monitor.total) == known(watching(np.tile(expected, (2, 1)), entropy_every=0).total)
+
+
+def test_lists_and_half_precision_are_watched():
+    monitor = ps.ConfidenceMonitor(2)
+    assert monitor.softmax([0.0, 0.0]).tolist() == [0.5, 0.5]
+    assert monitor.softmax(np.zeros((3, 2), np.float16)).dtype == np.float16
+    assert (monitor.total.count, monitor.total.mean) == (4, 0.5)
+    assert monitor.softmax(np.empty((0, 2))).shape == (0, 2)
+
+
+@pytest.mark.parametrize(
+    ("x", "options", "error", "words"),
+    [
+        (np.zeros((2, 4)), {}, ValueError, "3 classes along axis 1"),
+        (np.zeros((2, 3)), {"axis": None}, TypeError, "axis"),
+        (np.zeros((2, 3)), {"temperature": -1}, ValueError, "temperature"),
+        (np.zeros((2, 3)), {"temperature": [1, 1, 1]}, ValueError, "broadcast"),
+        (np.zeros((2, 3), complex), {}, TypeError, "expected an array of float16"),
+        (np.ma.array(np.zeros((2, 3)), mask=[[0, 0, 1]] * 2), {}, ValueError, "masked"),
+        (object(), {}, TypeError, "no backend"),
+        ([0.0, 1.0], {}, ValueError, "x must have 3 classes along axis 0"),
+    ],
+)
+def test_a_softmax_that_cannot_be_watched_is_refused(x, options, error, words):
+    monitor, out = ps.ConfidenceMonitor(3), np.full((2, 3), 7.0)
+    with pytest.raises(error, match=words):
+        monitor.softmax(x, out=out, **options)
+    assert (out == 7).all()
+    assert monitor.state_dict()["offered"] == 0
+
+
+# --- the largest of a row -------------------------------------------------------------------------
+
+
+@pytest.fixture(params=cpu.available_targets())
+def any_target(request):
+    cpu.use_target(request.param)
+    yield
+    cpu.use_target(numpy_backend.target)
+
+
+def assert_top(p):
+    value, place = numpy_backend.top(p)
+    assert (value.dtype, place.dtype) == (np.float64, np.int64)
+    # NumPy's argmax of a row with a NaN is that of the NaN.
+    nan = np.isnan(p).any(axis=1)
+    np.testing.assert_array_equal(np.isnan(value), nan)
+    np.testing.assert_array_equal(value[~nan], p.max(axis=1)[~nan].astype(np.float64))
+    np.testing.assert_array_equal(place[~nan], p.argmax(axis=1)[~nan])
+
+
+@pytest.mark.parametrize("offset", [0, 1, 5])
+@pytest.mark.parametrize(
+    "n", [1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 100, 127, 128, 129, 200, 1000]
+)
+def test_the_largest_is_the_first_of_its_value(any_target, dtype, n, offset):
+    """Wherever it is, on whatever cache line the row begins, with ties before and after."""
+    rng = np.random.default_rng(n)
+    rows = n + 40
+    p = np.empty(rows * n + offset, dtype)[offset:].reshape(rows, n)
+    p[...] = rng.choice([0.0, 0.125, 0.25], (rows, n))
+    p[np.arange(n), np.arange(n)] = 0.5
+    p[n] = 0
+    p[n + 1] = -0.0
+    p[n + 2] = -INF
+    p[n + 3] = -1
+    p[n + 4 : n + 8] = NAN
+    p[n + 8 : n + 30][rng.random((22, n)) < 1 / n] = NAN
+    p[n + 30 :][rng.random((10, n)) < 0.3] = INF
+    p[n + 35 :][rng.random((5, n)) < 0.3] = -INF
+    assert_top(p)
+
+
+def test_the_largest_of_long_rows(any_target, dtype):
+    p = normal((5, 300_001), dtype)
+    p[2, 299_999] = 9
+    p[3, 5] = p[3, 300_000] = 9
+    p[4, 150_000] = NAN
+    assert_top(p)
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 8, 9, 63, 64, 65, 1000])
+def test_the_entropy_is_that_of_its_definition(any_target, dtype, n):
+    p = ps.softmax(normal((n,), dtype, n, 5.0))
+    with mpmath.workdps(30):
+        exact = -mpmath.fsum(x * mpmath.log(x) for x in map(mpmath.mpf, p.tolist()))
+        assert abs(cpu.entropy(p) - exact) <= 4 * 2.0**-53 * exact
+
+
+@pytest.mark.parametrize(
+    ("p", "expected"),
+    [([1, 0, 0], 0), ([0.5, 0.5], math.log(2)), ([5e-324, 1], 0), ([1.01], -1.01 * math.log(1.01))],
+)
+def test_the_entropy_at_the_ends(any_target, p, expected):
+    assert math.isclose(cpu.entropy(np.array(p, float)), expected, rel_tol=1e-14, abs_tol=1e-296)
+
+
+@pytest.mark.skipif(len(cpu.available_targets()) < 3, reason="one target with fma at most")
+def test_the_entropy_has_the_same_bits_for_any_target_with_fma(dtype):
+    p, found = ps.softmax(normal((1003,), dtype, 0, 5.0)), set()
+    for target in set(cpu.available_targets()) - {"baseline"}:
+        cpu.use_target(target)
+        found.add(cpu.entropy(p))
+    cpu.use_target(numpy_backend.target)
+    assert len(found) == 1
 
 
 # --- the window -----------------------------------------------------------------------------------
@@ -797,10 +974,10 @@ def test_wrong_settings_are_refused(options, error, words):
 
 def test_the_sums_are_of_whole_numbers():
     """What the promise of exactness rests on: no batch is larger than 64 bits hold."""
-    assert _confidence.BUFFER * (1.01 * 2**24) ** 2 < 2**63
+    assert _confidence.PART * (1.01 * 2**24) ** 2 < 2**63
     counts = monitoring.Counts(2, 20)
-    worst = np.full(_confidence.BUFFER, 1.01)
-    counts.see(worst, np.zeros(len(worst), int), worst * NAN, monitoring.Cuts(0.0, 0.2, 0.95))
+    worst = np.full(_confidence.PART, 1.01)
+    counts.see(worst, np.zeros(len(worst), int), monitoring.Cuts(0.0, 1.01, 0.2, 0.95))
     exact = int(np.rint(1.01 * 2**48))
     assert counts.confidence.first == len(worst) * exact
     assert counts.confidence.second == len(worst) * exact**2

@@ -114,6 +114,30 @@ def test_a_monitor_watches_any_of_them(name, library):
     assert theirs.total.to_dict() == ours.total.to_dict()
 
 
+@pytest.mark.parametrize("library", ZERO_COPY)
+def test_a_softmax_of_any_of_them_is_watched(library):
+    into, ours, theirs = _into(library), ps.ConfidenceMonitor(5), ps.ConfidenceMonitor(5)
+    _same(theirs.softmax(into(LOGITS)), ours.softmax(LOGITS), type(into(LOGITS)))
+    assert theirs.total.to_dict() == ours.total.to_dict()
+
+
+def test_a_softmax_of_named_dimensions_is_watched():
+    xarray = pytest.importorskip("xarray")
+    monitor, x = ps.ConfidenceMonitor(5), xarray.DataArray(LOGITS, dims=("image", "digit"))
+    p = monitor.softmax(x)
+    assert p.dims == x.dims
+    np.testing.assert_array_equal(p.values, ps.softmax(LOGITS))
+    assert monitor.total.count == len(LOGITS)
+
+
+def test_a_lazy_softmax_is_not_watched():
+    """It would be computed for the monitor alone, and once more for the caller."""
+    monitor = ps.ConfidenceMonitor(5)
+    with pytest.raises(TypeError, match=r"x must be in memory, got a lazy .*update takes those"):
+        monitor.softmax(_lazy(LOGITS))
+    assert monitor.total.count == 0
+
+
 # ---------------------------------------------------------------------------------------- Dask
 
 PER_ROW = ["decide", "top_k", "logit_adjust", "sample"]

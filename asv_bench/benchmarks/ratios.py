@@ -92,6 +92,25 @@ class ConfidenceMonitor:
         return common.ratio(self.ours, self.theirs)
 
 
+class ConfidenceMonitor_softmax:
+    """What watching adds to a softmax, of its time: below 0.15 is the aim."""
+
+    params = [DTYPES, ConfidenceMonitor.params[1]]
+    param_names = ["dtype", "shape"]
+    unit = "of the softmax's time"
+    version = "1"
+
+    def setup(self, dtype, shape):
+        x = common.normal(shape, dtype)
+        monitor = common.public("ConfidenceMonitor")(shape[1], min_rows=10**9)  # no alerts
+        out = np.empty_like(x)
+        self.ours = functools.partial(monitor.softmax, x, out=out)
+        self.theirs = functools.partial(common.public("softmax"), x, out=out)
+
+    def track_ratio(self, *_):
+        return common.ratio(self.ours, self.theirs) - 1
+
+
 class fit_temperature:
     """Over the calibrator that scikit-learn has inside its CalibratedClassifierCV."""
 

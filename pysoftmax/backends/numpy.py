@@ -14,6 +14,8 @@ from pysoftmax.backends import _cpu as cpu
 
 # The public functions try the fast ones first: they answer None to all but ordinary arrays.
 from pysoftmax.backends._cpu import (
+    count_confidences,
+    entropy,
     fast_binary_cross_entropy,
     fast_cross_entropy,
     fast_log_sigmoid,
@@ -21,6 +23,7 @@ from pysoftmax.backends._cpu import (
     fast_logsumexp,
     fast_sigmoid,
     fast_softmax,
+    fast_softmax_and_top,
     fast_vjp,
 )
 from pysoftmax.backends._operations import (
@@ -417,6 +420,13 @@ def sum(x: Array) -> float:
 @silent
 def quotient(total: float, divisor: float, dtype: np.dtype[Any]) -> Any:
     return dtype.type(total / divisor if divisor else np.nan)
+
+
+def top(rows: Array) -> tuple[Array, Array]:
+    """The largest entry of each row of a contiguous matrix, or NaN, and its first place."""
+    largest, places = np.empty(len(rows)), np.empty(len(rows), np.int64)
+    cpu.top(_computable(rows, rows.dtype), largest, places)
+    return largest, places
 
 
 def sigmoid(x: Array, out: Array) -> None:

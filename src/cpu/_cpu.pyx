@@ -302,8 +302,12 @@ cdef int run_with_or_without_gil(Operation op, const Task *task,
         with nogil:
             failed = run(op, task, itemsize)
     if failed:
-        raise MemoryError("pysoftmax: no memory for the scratch space of a row")
+        raise_no_scratch()
     return 0
+
+
+cdef int raise_no_scratch() except -1:
+    raise MemoryError("pysoftmax: no memory for the scratch space of a row")
 
 
 # --------------------------------------------------------------------- validated calls
@@ -475,6 +479,138 @@ def total(cnp.ndarray x not None):
     with nogil:
         result = table.sum(data, n)
     return result
+
+
+cdef inline void top_of_range(Table table, const char *x, Py_ssize_t n, Py_ssize_t itemsize,
+                              Py_ssize_t begin, Py_ssize_t end, double *value,
+                              int64_t *place) noexcept nogil:
+    table.top(x + begin * n * itemsize, n, end - begin, value + begin, place + begin)
+
+
+def top(cnp.ndarray x not None, cnp.ndarray value not None, cnp.ndarray place not None):
+    """The largest element of each row, or NaN, and its first place.
+
+    x: contiguous, (rows, n) of one real type. value: contiguous float64; place: int64.
+    """
+    cdef Table table = table_of(x)
+    cdef Py_ssize_t rows = cnp.PyArray_DIM(x, 0), n = cnp.PyArray_DIM(x, 1)
+    cdef Py_ssize_t itemsize = cnp.PyArray_ITEMSIZE(x)
+    cdef int threads = <int>min(threads_for(rows * n), rows), part
+    cdef const char *data = <char *>cnp.PyArray_DATA(x)
+    cdef double *values = <double *>cnp.PyArray_DATA(value)
+    cdef int64_t *places = <int64_t *>cnp.PyArray_DATA(place)
+    if threads <= 1:
+        with nogil:
+            top_of_range(table, data, n, itemsize, 0, rows, values, places)
+        return
+    mark_openmp_used()
+    with nogil:
+        for part in prange(threads, num_threads=threads, schedule="static"):
+            top_of_range(table, data, n, itemsize, rows * part // threads,
+                         rows * (part + 1) // threads, values, places)
+
+
+def entropy(cnp.ndarray row not None):
+    """sum p log(1 / p) of a contiguous row of probabilities."""
+    return table_of(row).entropy(cnp.PyArray_DATA(row), cnp.PyArray_SIZE(row))
+
+
+# Bytes of rows that are written before the largest of each is looked for: they are still in a
+# second-level cache (measured: 2^17 before 2^14, 2^15 and 2^16).
+cdef Py_ssize_t HOT = 1 << 17
+cdef int64_t NOT_FOUND = -1
+
+
+cdef int softmax_and_top_of_range(Table table, const Task *task, Py_ssize_t itemsize,
+                                  Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
+    cdef Py_ssize_t step = max(<Py_ssize_t>1, HOT // (task.n * itemsize)), first, last, row
+    for first from begin <= first < end by step:
+        last = min(first + step, end)
+        for row in range(first, last):
+            task.top_place[row] = NOT_FOUND
+        if table.softmax_with_top(task, first, last):
+            return -1
+        find_missing(table, task, itemsize, first, last)
+    return 0
+
+
+cdef inline void find_missing(Table table, const Task *task, Py_ssize_t itemsize,
+                              Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
+    """The tops of rows that softmax has written without finding them."""
+    cdef Py_ssize_t first = begin, last
+    while first < end:
+        last = first
+        while last < end and task.top_place[last] == NOT_FOUND:
+            last += 1
+        if last > first:
+            top_of_range(table, task.out.data, task.n, itemsize, first, last, task.top_value,
+                         task.top_place)
+        first = last + 1
+
+
+cdef int softmax_and_top(Task *task, Py_ssize_t itemsize) noexcept nogil:
+    """softmax of contiguous rows, and the largest of each, read from no further than a cache."""
+    cdef Table table = float32_table if itemsize == 4 else float64_table
+    cdef Py_ssize_t rows = task.outer
+    cdef int threads = threads_for(rows * task.n), part, failed = 0
+    if threads <= 1:
+        return softmax_and_top_of_range(table, task, itemsize, 0, rows)
+    mark_openmp_used()
+    if rows < 2 * threads:  # which several threads may share
+        for part in range(rows):
+            task.top_place[part] = NOT_FOUND
+        failed = run(SOFTMAX, task, itemsize)
+        if not failed:
+            find_missing(table, task, itemsize, 0, rows)
+        return failed
+    for part in prange(threads, num_threads=threads, schedule="static"):
+        failed |= softmax_and_top_of_range(table, task, itemsize, rows * part // threads,
+                                           rows * (part + 1) // threads)
+    return failed
+
+
+# A confidence is counted in units of 2^-48, as two halves of 24 bits.
+cdef double UNIT = 1 << 48
+cdef double MAGIC = 6755399441055744.0  # adding 1.5 * 2^52 rounds to an integer
+
+
+def count_confidences(cnp.ndarray confidence not None, cnp.ndarray label not None, cuts,
+                      cnp.ndarray histogram not None, cnp.ndarray classes not None):
+    """Count at most 2^14 rows: what `Counts` of `_confidence.py` holds, by its definitions.
+
+    confidence: contiguous float64; label, histogram, classes: int64, the last two added to.
+    cuts: below which, and above which a confidence is invalid, low and high. Returns how many
+    are NaN, invalid, above high, below low; the sum in units of 2^-48; and, of the upper (h) and
+    lower (l) halves of each, the sums of h * h, h * l and l * l.
+    """
+    cdef const double *value = <double *>cnp.PyArray_DATA(confidence)
+    cdef const int64_t *place = <int64_t *>cnp.PyArray_DATA(label)
+    cdef int64_t *bins = <int64_t *>cnp.PyArray_DATA(histogram)
+    cdef int64_t *seen = <int64_t *>cnp.PyArray_DATA(classes)
+    cdef int64_t n_bins = cnp.PyArray_SIZE(histogram), whole, upper, lower
+    cdef int64_t total = 0, squares = 0, products = 0, rest = 0
+    cdef int64_t nan = 0, invalid = 0, above = 0, below = 0
+    cdef double lowest, highest, low, high, c
+    cdef Py_ssize_t i
+    lowest, highest, low, high = cuts
+    for i in range(cnp.PyArray_SIZE(confidence)):
+        c = value[i]
+        if not (c >= lowest and c <= highest):
+            nan += c != c
+            invalid += c == c
+            continue
+        above += c > high
+        below += c < low
+        whole = <int64_t>(c * UNIT + MAGIC - MAGIC)
+        upper = whole >> 24
+        lower = whole & 0xffffff
+        total += whole
+        squares += upper * upper
+        products += upper * lower
+        rest += lower * lower
+        bins[min((whole * n_bins - 1) >> 48, n_bins - 1)] += 1
+        seen[place[i]] += 1
+    return nan, invalid, above, below, total, squares, products, rest
 
 
 def first_bad_label(cnp.ndarray labels not None, Py_ssize_t classes, ignore_index):
@@ -734,6 +870,35 @@ def fast_softmax(x, axis, temperature, where, dtype, out):
 def fast_log_softmax(x, axis, temperature, where, dtype, out):
     """log_softmax of an array that is simple or made so, or None."""
     return fast_map(LOG_SOFTMAX, x, axis, temperature, where, dtype, out)
+
+
+def fast_softmax_and_top(x, axis, temperature, out):
+    """softmax of a simple array of contiguous rows, and what `top` finds of it; or None."""
+    cdef Task task
+    cdef cnp.npy_intp rows
+    cdef cnp.ndarray value, place
+    cdef int failed
+    cdef double degrees = degrees_of(temperature)
+    if (not is_simple(x) or axis is None or not degrees > 0
+            or not fill_task(&task, <cnp.ndarray>x, axis) or task.inner != 1):
+        return None
+    if out is None:
+        out = empty_like(<cnp.ndarray>x)
+    elif not can_hold(out, <cnp.ndarray>x):
+        return None
+    task.temperature = &degrees
+    task.out = task.x
+    task.out.data = <char *>cnp.PyArray_DATA(<cnp.ndarray>out)
+    rows = task.outer
+    value = cnp.PyArray_EMPTY(1, &rows, cnp.NPY_FLOAT64, 0)
+    place = cnp.PyArray_EMPTY(1, &rows, cnp.NPY_INT64, 0)
+    task.top_value = <double *>cnp.PyArray_DATA(value)
+    task.top_place = <int64_t *>cnp.PyArray_DATA(place)
+    with nogil:
+        failed = softmax_and_top(&task, task.x.inner)
+    if failed:
+        raise_no_scratch()
+    return out, value, place
 
 
 def fast_logsumexp(x, axis, keepdims, dtype, out):

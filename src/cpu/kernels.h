@@ -37,6 +37,10 @@ typedef struct {
     Operand out;    /* one value per element, or NULL */
     Operand mask;   /* bool, true where an element takes part; or NULL */
     void *row_out;  /* one real per row (loss, logsumexp, dot), rows in C order of (outer, inner) */
+    /* For softmax_with_top, one per row. */
+    double *top_value;
+    int64_t *top_place;
+    void *tops; /* the kernel's own */
     Py_ssize_t outer, n, inner;
 
     const double *temperature; /* one per row, or one for all (step 0) */
@@ -101,6 +105,14 @@ typedef struct {
                                  const void *pos_weight, void *loss, void *grad,
                                  double scale, Py_ssize_t n);
     double (*sum)(const void *x, Py_ssize_t n);
+
+    /* rows[SOFTMAX], and of those rows that allow it what `top` finds while they are written; the
+     * tops of the others are left as they are. */
+    RangeFunction softmax_with_top;
+    /* Of `count` contiguous rows of n the largest element, or NaN, and its first place. */
+    void (*top)(const void *x, Py_ssize_t n, Py_ssize_t count, double *value, int64_t *place);
+    /* Of n contiguous probabilities, in nats. */
+    double (*entropy)(const void *x, Py_ssize_t n);
 } KernelTable;
 
 #endif

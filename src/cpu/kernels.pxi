@@ -9,6 +9,7 @@ from libc.string cimport memchr, memcpy
 include "task.pxi"
 include "lanes.pxi"
 include "exp_log.pxi"
+include "confidence.pxi"
 include "row.pxi"
 include "vertical.pxi"
 include "elementwise.pxi"
@@ -41,5 +42,8 @@ table.sigmoid = sigmoid
 table.log_sigmoid = log_sigmoid
 table.binary_cross_entropy = binary_cross_entropy
 table.sum = sum_of
+table.softmax_with_top = softmax_rows_with_top
+table.top = top
+table.entropy = entropy
 
 kernel_table = PyCapsule_New(&table, "pysoftmax.kernel_table", NULL)

@@ -600,6 +600,35 @@ cdef void write(int op, bint dense, const real *x, const real *y, const real *e,
                           length, &last)
 
 
+cdef void write_with_top(const real *e, real *out, real high, real low, const Task *task,
+                         Py_ssize_t row) noexcept nogil:
+    """write_columns for a softmax of more than a lane row; also finds its largest element."""
+    cdef LaneTop top = no_top()
+    cdef vec high_factor = v_set1(high), low_factor = v_set1(low), a, b, c, d
+    cdef Py_ssize_t i = 0, n = task.n
+    while i + LANES <= n:
+        a = v_multiply(v_load(e + i), high_factor, low_factor)
+        b = v_multiply(v_load(e + i + VLEN), high_factor, low_factor)
+        c = v_multiply(v_load(e + i + 2 * VLEN), high_factor, low_factor)
+        d = v_multiply(v_load(e + i + 3 * VLEN), high_factor, low_factor)
+        v_store(out + i, a)
+        v_store(out + i + VLEN, b)
+        v_store(out + i + 2 * VLEN, c)
+        v_store(out + i + 3 * VLEN, d)
+        add_lane_row_to(&top, v_max(v_max(a, b), v_max(c, d)))
+        i += LANES
+    if i < n:
+        b = v_set1(<real>-INFINITY)
+        while i < n:
+            a = v_multiply(v_load(e + i), high_factor, low_factor)
+            v_store_first(out + i, n - i, a)
+            b = v_max(v_where(v_first(n - i), a, b), b)
+            i += VLEN
+        add_lane_row_to(&top, b)
+    keep_top(<Tops *>task.tops, &top, out, n, 0, row, out[0] != out[0], task.top_value,
+             task.top_place)
+
+
 # ------------------------------------------------------------------------ one whole row
 
 cdef inline bint is_dense(int op, const Task *task) noexcept nogil:
@@ -1341,6 +1370,9 @@ cdef inline void write_batch(int op, bint general, bint dense, int vectors, cons
             last.m = v_set1(<real>batch.rest[k])
             write_columns(op, general, False, False, vectors, x_of(rows, start + k),
                           y_of(rows, start + k), False, out, task.n, &last)
+        if op == SOFTMAX and vectors <= 0 and task.tops != NULL and task.n > LANES:
+            write_with_top(e + k * stride, out, batch.high[k], batch.low_factor[k], task, row)
+            continue
         if stores_exp(op) and vectors != FEW:
             last.high = v_set1(batch.high[k])
             last.low = v_set1(batch.low_factor[k])
@@ -1717,6 +1749,18 @@ cdef inline int run_rows(int op, const Task *task, Py_ssize_t begin,
 
 cdef int softmax_rows(const Task *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
     return run_rows(SOFTMAX, task, begin, end)
+
+cdef int softmax_rows_with_top(const Task *task, Py_ssize_t begin,
+                               Py_ssize_t end) noexcept nogil:
+    cdef Task own = task[0]
+    cdef Tops tops
+    cdef int failed
+    tops.count = 0
+    own.tops = &tops
+    failed = softmax_rows(&own, begin, end)
+    if tops.count > 0:
+        finish_tops(&tops, own.n, own.top_value, own.top_place)
+    return failed
 
 cdef int log_softmax_rows(const Task *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
     return run_rows(LOG_SOFTMAX, task, begin, end)

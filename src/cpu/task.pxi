@@ -18,6 +18,9 @@ cdef extern from "kernels.h" nogil:
     ctypedef struct Task:
         Operand x, y, out, mask
         void *row_out
+        double *top_value
+        int64_t *top_place
+        void *tops
         Py_ssize_t outer, n, inner
         const double *temperature
         Py_ssize_t temperature_step
@@ -50,3 +53,6 @@ cdef extern from "kernels.h" nogil:
         void (*binary_cross_entropy)(const void *, const void *, const void *, const void *,
                                      void *, void *, double, Py_ssize_t) noexcept nogil
         double (*sum)(const void *, Py_ssize_t) noexcept nogil
+        RangeFunction softmax_with_top
+        void (*top)(const void *, Py_ssize_t, Py_ssize_t, double *, int64_t *) noexcept nogil
+        double (*entropy)(const void *, Py_ssize_t) noexcept nogil
