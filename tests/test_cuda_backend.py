@@ -130,6 +130,27 @@ def test_the_first_bad_label_is_named_or_gives_nan():
     np.testing.assert_array_equal(np.isnan(losses), [False, True, True])
 
 
+@pytest.mark.parametrize("wrong", [[], [9000], [0, 5], [4095, 4096], [8999, 3], [3000, 7000]])
+def test_the_first_bad_of_many_labels_is_found(wrong):
+    """Whichever thread block reads it; those that are ignored are none."""
+    labels = np.arange(9001) % 50
+    labels[::7] = 99
+    labels[wrong] = 50
+    if not wrong:
+        assert backend.check_labels(there(labels), 50, 99) is None
+        used = backend.sum_of_weights(there(labels), None, 99)
+        assert (float(used), used.shape, used.dtype) == ((labels != 99).sum(), (), np.float64)
+        return
+    with pytest.raises(IndexError, match=rf"target\[{min(wrong)}\] is 50"):
+        backend.check_labels(there(labels), 50, 99)
+
+
+def test_a_mean_is_a_handful_of_launches(gpu):
+    x, labels = rows_of(33), np.zeros(len(rows_of(33)), np.int64)
+    ps.cross_entropy(there(x), there(labels))
+    assert gpu.kernels == ["count_labels", "count_labels", "short_rows", "short_rows", "quotient"]
+
+
 @pytest.mark.parametrize("n", [7, 40])
 def test_an_ignored_label_is_never_an_index(n):
     """Nor by threads without a row of their own, which go through another's steps."""

@@ -103,7 +103,7 @@ SPILLS = {
     ("long_rows", True): 1024,
     ("stream_write", False): 16,
     ("wide_columns", False): 256,
-    ("wide_columns", True): 64,
+    ("wide_columns", True): 256,
 }
 
 
@@ -138,6 +138,8 @@ def every_instance():
             for kind in kinds:
                 yield dtype, {**_cuda.element_defines(dtype), **kind, **dict(regime)}, least
         yield dtype, {**_cuda.element_defines(dtype), "ELEMENTWISE": 1}, 80
+        if dtype in ("float32", "float64"):
+            yield dtype, _cuda.means_defines(dtype), 80
 
 
 def sample():

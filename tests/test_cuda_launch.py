@@ -125,3 +125,12 @@ def test_columns_have_a_launch_up_to_a_block(itemsize):
             else:
                 assert start.blocks == panels
                 assert (plan.defines["COLUMNS"] >= n) == (n <= unit.chunk)
+
+
+@pytest.mark.parametrize("kernel", ["count_labels", "weigh_labels"])
+@pytest.mark.parametrize("n", [1, 255, 256, 257, 4095, 4096, 4097, 10**9])
+def test_every_label_has_a_thread(kernel, n):
+    start = _cuda.plan_labels(kernel, n)
+    of_a_block = _cuda.LABELS_OF_A_BLOCK if kernel == "count_labels" else start.threads
+    assert (start.blocks - 1) * of_a_block < n <= start.blocks * of_a_block
+    assert start.threads == 256

@@ -44,7 +44,9 @@ _COUNTS = (
     "temperature_step",
     "ignore_index",
 )
-# The structs of the same names in row.cuh and elementwise.cuh.
+LABELS_OF_A_BLOCK = 16 * 256  # that the 256 threads of a block count
+
+# The structs of the same names in row.cuh, elementwise.cuh and means.cuh.
 TASK = np.dtype(
     [(name, np.uint64) for name in _POINTERS]
     + [(name, np.int64) for name in _COUNTS]
@@ -57,6 +59,11 @@ ELEMENTS = np.dtype(
     ]
     + [("n", np.int64)]
 )
+LABELS = np.dtype(
+    [(name, np.uint64) for name in ("target", "class_weight", "weight", "used", "wrong")]
+    + [(name, np.int64) for name in ("n", "classes", "ignore_index")]
+)
+QUOTIENT = np.dtype([(name, np.uint64) for name in ("total", "divisor", "out")])
 
 
 @dataclass(frozen=True)
@@ -204,6 +211,16 @@ def plan_columns(itemsize: int, outer: int, n: int, inner: int) -> Launch | None
 def plan_elements(kernel: str, itemsize: int, n: int) -> Start:
     """The start of an elementwise kernel; `n` is not 0."""
     return Start(kernel, divided(n, 256 * units(itemsize).vector), 256)
+
+
+def means_defines(name: str) -> dict[str, int]:
+    """The definitions of the kernels of a mean, whose quotient has the dtype of this name."""
+    return {**element_defines(name), "MEANS": 1, "LABELS_OF_A_BLOCK": LABELS_OF_A_BLOCK}
+
+
+def plan_labels(kernel: str, n: int) -> Start:
+    """The start of a kernel over `n` class labels, not 0."""
+    return Start(kernel, divided(n, LABELS_OF_A_BLOCK if kernel == "count_labels" else 256), 256)
 
 
 # Beside this file in an installation, else where they are written.

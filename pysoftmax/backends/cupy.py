@@ -587,15 +587,38 @@ def _labels(target: Array) -> Array:
     return xp.ascontiguousarray(target, dtype=np.int64)
 
 
+def _means(kernel: str, target: Array, classes: int, ignore_index: int, **outputs: int) -> None:
+    """Launch a kernel over class labels; `outputs` are pointers."""
+    labels = _labels(target)
+    task = np.zeros((), cuda.LABELS)
+    task["target"] = gpu.pointer(labels)
+    task["n"], task["classes"], task["ignore_index"] = labels.size, classes, ignore_index
+    for field, pointer in outputs.items():
+        task[field] = pointer
+    defines = tuple(cuda.means_defines("float64").items())
+    gpu.launch(defines, cuda.plan_labels(kernel, labels.size), task)
+
+
+def _counts(target: Array, classes: int, ignore_index: int) -> Array:
+    """How many labels take part, in float64, and the bits of how many follow the first wrong one.
+
+    That one is counted in; 0 where there is none.
+    """
+    counts = xp.zeros(2, np.float64)
+    if target.size:
+        used = gpu.pointer(counts)
+        _means("count_labels", target, classes, ignore_index, used=used, wrong=used + 8)
+    return counts
+
+
 @_on_its_device
 def check_labels(target: Array, classes: int, ignore_index: int) -> None:
-    if _unchecked.get() or not target.size:
+    if _unchecked.get():
         return
-    labels = _labels(target)
-    bad = ((labels < 0) | (labels >= classes)) & (labels != ignore_index)
-    if not bool(bad.any()):
+    left = int(_counts(target, classes, ignore_index).view(np.int64)[1])
+    if not left:
         return
-    index = tuple(int(i) for i in np.unravel_index(int(bad.argmax()), target.shape))
+    index = tuple(int(i) for i in np.unravel_index(target.size - left, target.shape))
     place = f"target[{', '.join(map(str, index))}]" if index else "target"
     raise IndexError(
         f"{place} is {int(target[index])}: class labels must be in [0, {classes}), "
@@ -614,35 +637,44 @@ def check_within(name: str, array: Array, lowest: float, highest: float) -> None
 @_on_its_device
 def sum_of_weights(target: Array, weight: Array | None, ignore_index: int) -> Any:
     """A float64 array without dimensions, which nothing has waited for."""
-    labels = _labels(target)
     if weight is None:
         # Exact, whatever the order.
-        return (labels != ignore_index).sum(dtype=np.float64)
-    # Where the labels have not been checked, a wrong one has the weight NaN.
-    inside = (labels >= 0) & (labels < weight.size)
-    place = xp.where(labels == ignore_index, weight.size, xp.where(inside, labels, weight.size + 1))
-    return sum(xp.concatenate([weight, xp.asarray([0, np.nan])])[place])
+        return _counts(target, 0, ignore_index)[:1].reshape(())
+    weights = xp.empty(target.size, np.float64)
+    if target.size:
+        factors = xp.ascontiguousarray(weight, dtype=np.float64)
+        outputs = {"class_weight": gpu.pointer(factors), "weight": gpu.pointer(weights)}
+        _means("weigh_labels", target, weight.size, ignore_index, **outputs)
+    return sum(weights)
 
 
 @_on_its_device
 def sum(x: Array) -> Any:
     """A float64 array without dimensions, which nothing has waited for."""
-    result = xp.zeros((), np.float64)
-    if x.size:
-        flat = xp.ascontiguousarray(x).reshape(1, -1, 1)
-        rows = _rows((x.size,), (0,), x.dtype.itemsize)
-        _run(SUM, rows, flat, y=flat, row_out=result)
+    if not x.size:
+        return xp.zeros((), np.float64)
+    result = xp.empty((), np.float64)
+    flat = xp.ascontiguousarray(x).reshape(1, -1, 1)
+    rows = _rows((x.size,), (0,), x.dtype.itemsize)
+    _run(SUM, rows, flat, y=flat, row_out=result)
     return result
 
 
 def quotient(total: Any, divisor: Any, dtype: np.dtype[Any]) -> Any:
     """An array without dimensions, which nothing has waited for."""
-    total = xp.asarray(total)
+    total = xp.asarray(total, dtype=np.float64)
     with gpu.on(total):
         if isinstance(divisor, int | float):
-            return (total / divisor if divisor else total * np.nan).astype(dtype)
-        with np.errstate(divide="ignore", invalid="ignore"):  # 0 / 0, where arrays are NumPy's
-            return xp.where(divisor, total / divisor, np.nan).astype(dtype)
+            divisor = gpu.constant(float(divisor))
+        # A half precision is rounded once, from double.
+        real = np.dtype(np.float64) if dtype.itemsize == 2 else dtype
+        result = xp.empty((), real)
+        task = np.zeros((), cuda.QUOTIENT)
+        task["total"], task["divisor"] = gpu.pointer(total), gpu.pointer(divisor)
+        task["out"] = gpu.pointer(result)
+        defines = tuple(cuda.means_defines(real.name).items())
+        gpu.launch(defines, cuda.Start("quotient", 1, 32), task)
+        return result.astype(dtype, copy=False)
 
 
 def _elementwise(kernel: str, dtype: np.dtype[Any], n: int, **operands: Array | None) -> None:

@@ -12,6 +12,7 @@
 //   NARROW_COLUMNS           with COLUMNS
 //   WIDE_COLUMNS             with COLUMNS
 //   ELEMENTWISE
+//   MEANS                    with LABELS_OF_A_BLOCK
 
 #ifndef CLUSTER_BLOCKS
 #define CLUSTER_BLOCKS 1
@@ -27,6 +28,8 @@
 #include "exp_log.cuh"
 #if defined(ELEMENTWISE)
 #include "elementwise.cuh"
+#elif defined(MEANS)
+#include "means.cuh"
 #else
 #include "row.cuh"
 #if ALONG_COLUMNS
