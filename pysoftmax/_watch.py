@@ -154,6 +154,8 @@ def _logged() -> Iterator[None]:
 def _line(monitor: ConfidenceMonitor) -> str:
     recent, total = monitor.recent, monitor.total
     active = [alert.name for alert in monitor.alerts() if alert.active]
+    if not recent.count:
+        return f"{total.count} rows"
     return (
         f"{total.count} rows, confidence {recent.mean:.3f} ± {recent.std:.3f}, "
         f"{recent.share_above:.1%} high, {recent.share_below:.1%} low"
@@ -184,7 +186,7 @@ def show(monitor: ConfidenceMonitor, as_json: bool, table: Table) -> int:
                 [
                     alert.name,
                     "RAISED" if alert.active else "",
-                    f"{alert.value:.4g}",
+                    _number(alert.value, "g"),
                     f"{alert.raise_at:g}",
                     f"{alert.clear_at:g}",
                 ]
@@ -194,15 +196,20 @@ def show(monitor: ConfidenceMonitor, as_json: bool, table: Table) -> int:
     return int(any(alert.active for alert in alerts))
 
 
+def _number(value: float, kind: str = "f") -> str:
+    """As a table has it; NaN, of too few rows, is a dash."""
+    return "-" if value != value else f"{value:.4{kind}}"
+
+
 def _column(summary: ConfidenceSummary) -> dict[str, str]:
     return {
         "rows": str(summary.count),
         "NaN rows": str(summary.n_nan),
         "invalid rows": str(summary.n_invalid),
-        "mean confidence": f"{summary.mean:.4f}",
-        "its deviation": f"{summary.std:.4f}",
-        "chance-corrected": f"{summary.chance_corrected:.4f}",
-        "share above high": f"{summary.share_above:.4f}",
-        "share below low": f"{summary.share_below:.4f}",
-        "normalized entropy": f"{summary.normalized_entropy:.4f}",
+        "mean confidence": _number(summary.mean),
+        "its deviation": _number(summary.std),
+        "chance-corrected": _number(summary.chance_corrected),
+        "share above high": _number(summary.share_above),
+        "share below low": _number(summary.share_below),
+        "normalized entropy": _number(summary.normalized_entropy),
     }

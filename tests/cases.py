@@ -171,8 +171,9 @@ ROWWISE = {
 
 @contextlib.contextmanager
 def without_short_ways():
-    """Within, NumPy's arrays too go the general way through the public functions."""
+    """Within, all arrays go the general way through the public functions."""
     with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch.object(_softmax, "by_short_way", return_value=None))
         for module in (_losses, _sigmoid, _softmax):
             for name in [name for name in vars(module) if name.startswith("fast_")]:
                 stack.enter_context(mock.patch.object(module, name, return_value=None))

@@ -956,6 +956,15 @@ def test_monitor_does_not_wait_for_more_lines(stream, tmp_path):
     assert json.loads(Path("s.json").read_text())["offered"] == 500
 
 
+def test_monitor_of_no_rows_says_that_there_are_none(run, tmp_path):
+    np.save(tmp_path / "none.npy", np.empty((0, 3)))
+    status, out, _ = run("monitor", tmp_path / "none.npy")
+    assert status == 0
+    assert "nan" not in out
+    assert out.split("mean confidence")[1].split()[:2] == ["-", "-"]
+    assert _watch._line(pysoftmax.ConfidenceMonitor(3)) == "0 rows"
+
+
 def test_monitor_of_logits(run, stream):
     np.save("x.npy", normal(600, 10))
     status, out, _ = run("monitor", "x.npy", "--logits", "--temperature", 3, "--json")

@@ -5,12 +5,14 @@ import weakref
 
 import numpy as np
 import pytest
-from cases import normal
+from cases import normal, without_short_ways
 from oracles import assert_same_bytes
 
 import pysoftmax as ps
+from pysoftmax.adapters.torch import adapter
 
 torch = pytest.importorskip("torch")
+forward_ad = pytest.importorskip("torch.autograd.forward_ad")
 pytest.importorskip("ml_dtypes")
 
 MAPS = {"softmax": ps.softmax, "log_softmax": ps.log_softmax}
@@ -32,7 +34,8 @@ def spied(monkeypatch):
         return result
 
     monkeypatch.setattr(ps, "softmax", softmax)
-    return lambda *arguments, **options: (public(*arguments, **options), *seen[-1])
+    with without_short_ways():
+        yield lambda *arguments, **options: (public(*arguments, **options), *seen[-1])
 
 
 # --- memory and dtypes --------------------------------------------------------------------------
@@ -45,6 +48,50 @@ def test_nothing_is_copied_on_the_way_in_or_out(spied, dtype):
     assert given == x.data_ptr()
     assert made == result.data_ptr()
     assert (type(result), result.dtype, result.device) == (torch.Tensor, x.dtype, x.device)
+
+
+PLAIN = {"softmax": torch.softmax, "log_softmax": torch.log_softmax, "logsumexp": torch.logsumexp}
+
+
+@pytest.mark.parametrize("name", PLAIN)
+@pytest.mark.parametrize("axis", [-1, 0])
+def test_plain_tensors_go_a_short_way(monkeypatch, name, axis):
+    function, x = getattr(ps, name), tensor((3, 5))
+    with without_short_ways():
+        expected = function(x, axis)
+    monkeypatch.setattr(adapter, "call", lambda *_: pytest.fail("the long way"))
+    result = function(x, axis)
+    assert type(result) is torch.Tensor
+    assert torch.equal(result, expected)
+    assert function(x[0]).shape == PLAIN[name](x[0], -1).shape
+
+
+@pytest.mark.parametrize("name", PLAIN)
+@pytest.mark.parametrize(
+    "x",
+    [
+        tensor((2, 3), requires_grad=True),
+        tensor((2, 3), dtype=torch.bfloat16),
+        torch.nn.Parameter(tensor((2, 3)), requires_grad=False),
+        torch._neg_view(tensor((2, 3))),
+        torch.ones((2, 3), dtype=torch.int8),
+        torch.empty((0, 3)),
+    ],
+    ids=["recorded", "bfloat16", "subclass", "negative", "int8", "empty"],
+)
+def test_other_tensors_go_the_long_way(name, x):
+    assert adapter.short_way(name, x, -1, 1.0, None) is None
+    assert getattr(ps, name)(x).shape == PLAIN[name](x.float(), -1).shape
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_forward_mode_differentiation_is_refused():
+    """It would be left out silently."""
+    with forward_ad.dual_level():
+        x = forward_ad.make_dual(tensor((3,)), torch.ones(3).double())
+        for function in (ps.softmax, ps.logsumexp, ps.sigmoid):
+            with pytest.raises(RuntimeError, match="x has a tangent, but forward-mode"):
+                function(x)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

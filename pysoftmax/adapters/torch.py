@@ -10,6 +10,9 @@ import numpy as np
 from pysoftmax import _extras
 from pysoftmax.adapters.memory import Memory
 from pysoftmax.backends import Array
+from pysoftmax.backends.numpy import fast_log_softmax, fast_logsumexp, fast_softmax
+
+FAST = {"softmax": fast_softmax, "log_softmax": fast_log_softmax}
 
 
 class Torch(Memory):
@@ -58,6 +61,23 @@ class Torch(Memory):
         name = str(dtype).removeprefix("torch.")
         return _bfloat16() if name == "bfloat16" else name
 
+    def short_way(self, name: str, x: Any, axis: Any, temperature: float, out: Any) -> Any:
+        """What NumPy's fast way makes of a plain tensor on a CPU that is not recorded, or None."""
+        torch = sys.modules["torch"]
+        if torch.compiler.is_compiling() or type(x) is not torch.Tensor or out is not None:
+            return None
+        if x.requires_grad or x.dtype is torch.bfloat16 or has_tangent(x):
+            return None
+        try:
+            values = x.numpy()
+        except (RuntimeError, TypeError):  # of another device or layout, a negative view, in vmap
+            return None
+        if name == "logsumexp":
+            result = fast_logsumexp(values, axis, False, None, None)
+        else:
+            result = FAST[name](values, axis, temperature, None, None, None)
+        return None if result is None else torch.from_numpy(np.asarray(result))
+
     def call(self, function: str, arguments: dict[str, Any]) -> Any:
         """The public `function`, recorded if autograd is to follow it."""
         from pysoftmax.adapters import torch_autograd
@@ -68,6 +88,12 @@ class Torch(Memory):
         """The public `function`, not recorded."""
         with in_stream_of(self.like(arguments)):
             return super().call(function, arguments)
+
+
+def has_tangent(tensor: Any) -> bool:
+    """Whether forward-mode differentiation follows a tensor."""
+    forward_ad = sys.modules["torch"].autograd.forward_ad
+    return forward_ad.unpack_dual(tensor).tangent is not None
 
 
 def _bfloat16() -> Any:

@@ -6,7 +6,7 @@ import torch
 
 from pysoftmax.adapters import gradients
 from pysoftmax.adapters.memory import OUTPUTS
-from pysoftmax.adapters.torch import Torch, in_stream_of
+from pysoftmax.adapters.torch import Torch, has_tangent, in_stream_of
 
 
 # Nothing below is for torch.compile to look into: it breaks its graph here.
@@ -17,6 +17,11 @@ def call(adapter: Torch, function: str, arguments: dict[str, Any]) -> Any:
     out = next((tensors[name] for name in OUTPUTS if name in tensors), None)
     if out is not None and out.is_neg():
         raise ValueError("out is the negative of a tensor that shares its memory")
+    if dual := [name for name, tensor in tensors.items() if has_tangent(tensor)]:
+        raise RuntimeError(
+            f"{function}: {dual[0]} has a tangent, but forward-mode differentiation is not "
+            "supported: use reverse mode (requires_grad)"
+        )
     needed = [name for name, tensor in tensors.items() if tensor.requires_grad]
     if not needed or not torch.is_grad_enabled():
         result = adapter.compute(function, arguments)
