@@ -94,6 +94,23 @@ def test_forward_mode_differentiation_is_refused():
                 function(x)
 
 
+def test_transforms_of_torch_func_are_refused():
+    def first(x):
+        return ps.softmax(x)[0]
+
+    x = tensor((3, 4))
+    calls = [
+        lambda: torch.func.vmap(ps.log_sigmoid)(x),
+        lambda: torch.func.vmap(ps.softmax)(x),
+        lambda: torch.func.grad(first)(x[0]),
+        lambda: torch.func.jvp(first, (x[0],), (x[0],)),
+        lambda: torch.func.vmap(torch.func.grad(first))(x),
+    ]
+    for call in calls:
+        with pytest.raises(RuntimeError, match=r"x is within a transform of torch.func"):
+            call()
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("name", ["softmax", "log_softmax", "logsumexp", "sigmoid", "log_sigmoid"])
 def test_half_precision_is_single_precision_rounded_once(name, dtype):

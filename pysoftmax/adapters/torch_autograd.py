@@ -17,6 +17,14 @@ def call(adapter: Torch, function: str, arguments: dict[str, Any]) -> Any:
     out = next((tensors[name] for name in OUTPUTS if name in tensors), None)
     if out is not None and out.is_neg():
         raise ValueError("out is the negative of a tensor that shares its memory")
+    # Not public, but no public function tells.
+    wrapped = [n for n, t in tensors.items() if torch._C._functorch.is_functorch_wrapped_tensor(t)]
+    if wrapped:
+        raise RuntimeError(
+            f"{function}: {wrapped[0]} is within a transform of torch.func, which is not "
+            "supported: give all rows at once instead of vmap, and differentiate by autograd "
+            "(requires_grad)"
+        )
     if dual := [name for name, tensor in tensors.items() if has_tangent(tensor)]:
         raise RuntimeError(
             f"{function}: {dual[0]} has a tangent, but forward-mode differentiation is not "
