@@ -330,6 +330,20 @@ def test_a_series_keeps_its_labels_and_its_name(frame):
     assert result.index.equals(frame.index)
 
 
+@pytest.mark.parametrize("name", ["Float32", "Float64", "Int8", "Int64", "boolean"])
+def test_nullable_columns_are_their_numbers_and_nan_where_one_is_missing(name):
+    pandas = pytest.importorskip("pandas")
+    numbers = np.array([[0, 1, 1], [1, 0, 0]], name.lower().replace("boolean", "bool"))
+    frame = pandas.DataFrame(numbers).astype(name)
+    result = ps.softmax(frame)
+    np.testing.assert_array_equal(result.to_numpy(), ps.softmax(numbers))
+    assert result[0].dtype == ps.softmax(numbers).dtype
+    frame.iloc[0, 2] = pandas.NA
+    result = ps.softmax(frame)
+    assert result.isna().all(axis=1).tolist() == [True, False]
+    assert result[0].dtype == ps.softmax(numbers).dtype
+
+
 def test_what_is_one_number_for_each_row_is_a_series_with_the_labels_of_the_rows(frame):
     x, labels = frame.to_numpy(), np.array([0, 1, 1])
     for result, expected in [

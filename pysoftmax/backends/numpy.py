@@ -97,7 +97,24 @@ def recognises(array: Any) -> bool:
 
 def as_array(x: Any) -> Array:
     """`x` as an ndarray proper."""
-    return np.asarray(x)
+    array = np.asarray(x)
+    return _numbers_of(x, array) if array.dtype == object else array
+
+
+def _numbers_of(x: Any, array: Array) -> Array:
+    """The numbers in pandas' nullable columns, NaN for what is missing; else `array`."""
+    pandas: Any = sys.modules.get("pandas")
+    if pandas is None or not isinstance(x, pandas.DataFrame | pandas.Series):
+        return array
+    columns = x.dtypes if isinstance(x, pandas.DataFrame) else [x.dtype]
+    dtypes = [getattr(dtype, "numpy_dtype", dtype) for dtype in columns]
+    if not all(isinstance(dtype, np.dtype) and dtype.kind in "biuf" for dtype in dtypes):
+        return array
+    wanted = np.result_type(*dtypes)
+    if np.any(x.isna()) and wanted.kind != "f":
+        wanted = np.result_type(wanted, np.float32)
+    numbers: Array = x.to_numpy(wanted, na_value=np.nan)
+    return numbers
 
 
 def mask_of(x: Any) -> Array | None:
