@@ -73,7 +73,7 @@ class ConfidenceMonitor:
     params = [
         DTYPES,
         [(1024, 10), (10_000, 10), (1024, 100), (1024, 1000), (64, 32_000)],
-        [1, 7, 31, 211],
+        [1, 7, 31, 211, 20_011],
     ]
     param_names = ["dtype", "shape", "every"]
     unit = "of the softmax's time"
