@@ -441,7 +441,8 @@ class ConfidenceMonitor:
         (1, 0.7658)
         """
         if type(x) is np.ndarray and self.every == 1 and where is None and dtype is None:
-            self._axis("x", x.shape, axis)
+            if axis != -1 or x.shape[-1:] != (self.n_classes,):
+                self._axis("x", x.shape, axis)
             found = fast_softmax_and_top(x, axis, temperature, out)
             if found is not None:
                 probabilities, confidence, labels = found

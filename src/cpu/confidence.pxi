@@ -86,9 +86,9 @@ cdef void finish_tops(Tops *tops, Py_ssize_t n, double *value, int64_t *place) n
     tops.count = 0
 
 
-cdef inline void keep_top(Tops *tops, const LaneTop *top, const real *x, Py_ssize_t n,
-                          Py_ssize_t start, Py_ssize_t row, bint is_nan, double *value,
-                          int64_t *place) noexcept nogil:
+cdef inline void add_top(Tops *tops, const LaneTop *top, const real *x, Py_ssize_t n,
+                         Py_ssize_t start, Py_ssize_t row, bint is_nan, double *value,
+                         int64_t *place) noexcept nogil:
     """A row of which only the lanes are still to be joined."""
     cdef Py_ssize_t k = tops.count
     tops.largest[k] = top.largest
@@ -100,6 +100,13 @@ cdef inline void keep_top(Tops *tops, const LaneTop *top, const real *x, Py_ssiz
     tops.count = k + 1
     if k + 1 == VLEN:
         finish_tops(tops, n, value, place)
+
+
+cdef inline void keep_top(const LaneTop *top, const real *out, Py_ssize_t row,
+                          const Task *task) noexcept nogil:
+    """A row of softmax."""
+    add_top(<Tops *>task.tops, top, out, task.n, 0, row, out[0] != out[0], task.top_value,
+            task.top_place)
 
 
 cdef inline vec some_lanes(const real *x, Py_ssize_t n, vec *total) noexcept nogil:
@@ -140,8 +147,8 @@ cdef inline void top_of_long_row(Tops *tops, const real *x, Py_ssize_t n, Py_ssi
         i += LANES
     if i < n:
         add_lane_row_to(&top, some_lanes(x + i, n - i, &total))
-    keep_top(tops, &top, x, n, begin - LANES, row, v_any(v_ne(total, total)) and has_nan(x, n),
-             value, place)
+    add_top(tops, &top, x, n, begin - LANES, row, v_any(v_ne(total, total)) and has_nan(x, n),
+            value, place)
 
 
 cdef inline void top_of_short_rows(const real *x, Py_ssize_t n, Py_ssize_t count, double *value,

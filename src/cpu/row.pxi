@@ -554,10 +554,58 @@ cdef inline void write_columns(int op, bint general, bint dense, bint rescaled, 
                       last_value(op, general, dense, rescaled, xv, yv, last))
 
 
+cdef inline void write_with_top(bint rescaled, const real *e, real *out, Py_ssize_t n,
+                                const Last *last, LaneTop *top) noexcept nogil:
+    """write_columns for a softmax; also finds the largest of whole lane rows and of the rest."""
+    cdef LaneTop own = top[0]  # which no store to `out` can be taken to change
+    cdef vec zero = v_set1(0), a, b, c, d
+    cdef Py_ssize_t i = 0
+    while i + LANES <= n:
+        a = last_value(SOFTMAX, False, False, rescaled, v_load(e + i), zero, last)
+        b = last_value(SOFTMAX, False, False, rescaled, v_load(e + i + VLEN), zero, last)
+        c = last_value(SOFTMAX, False, False, rescaled, v_load(e + i + 2 * VLEN), zero, last)
+        d = last_value(SOFTMAX, False, False, rescaled, v_load(e + i + 3 * VLEN), zero, last)
+        v_store(out + i, a)
+        v_store(out + i + VLEN, b)
+        v_store(out + i + 2 * VLEN, c)
+        v_store(out + i + 3 * VLEN, d)
+        add_lane_row_to(&own, v_max(v_max(a, b), v_max(c, d)))
+        i += LANES
+    if i < n:
+        b = v_set1(<real>-INFINITY)
+        while i < n:
+            a = v_load_first(e + i, v_first(n - i), zero)
+            a = last_value(SOFTMAX, False, False, rescaled, a, zero, last)
+            v_store_first(out + i, n - i, a)
+            b = v_max(v_where(v_first(n - i), a, b), b)
+            i += VLEN
+        add_lane_row_to(&own, b)
+    top[0] = own
+
+
+cdef inline bint is_watched(int op, const Task *task) noexcept nogil:
+    """Whether the largest of a row is looked for while it is written."""
+    return op == SOFTMAX and task.tops != NULL and task.n > LANES
+
+
+cdef void write_row_with_top(const real *e, real *out, real high, real low, const Task *task,
+                             Py_ssize_t row) noexcept nogil:
+    """A row whose exponentials have the same scale."""
+    cdef LaneTop top = no_top()
+    cdef Last last
+    last.high = v_set1(high)
+    last.low = v_set1(low)
+    write_with_top(False, e, out, task.n, &last, &top)
+    keep_top(&top, out, row, task)
+
+
 cdef void write(int op, bint dense, const real *x, const real *y, const real *e, bint roomy,
                 real *out, Py_ssize_t n, const View *view, const Partial *whole,
-                const double *exponents, double gradient) noexcept nogil:
-    """Last sweep: the values from the row's sums. `gradient`: what p - q is multiplied by."""
+                const double *exponents, double gradient, LaneTop *top) noexcept nogil:
+    """Last sweep: the values from the row's sums.
+
+    gradient: what p - q is multiplied by. top: NULL, or for a softmax what is added to.
+    """
     cdef Factor factor
     cdef double step, split
     cdef Last last
@@ -589,7 +637,9 @@ cdef void write(int op, bint dense, const real *x, const real *y, const real *e,
         last.scale = v_set1(<real>power_of_two(step + split))
         last.high = v_set1(<real>(factor.high * power_of_two(-split)))
         last.low = v_set1(<real>(factor.low * power_of_two(-split)))
-        if dense:
+        if top != NULL:
+            write_with_top(True, e + begin, out + begin, length, &last, top)
+        elif dense:
             write_columns(SOFTMAX, False, True, True, 0, e + begin, y + begin, roomy, out + begin,
                           length, &last)
         elif step != 0:
@@ -598,35 +648,6 @@ cdef void write(int op, bint dense, const real *x, const real *y, const real *e,
         else:
             write_columns(SOFTMAX, False, False, False, 0, e + begin, NULL, roomy, out + begin,
                           length, &last)
-
-
-cdef void write_with_top(const real *e, real *out, real high, real low, const Task *task,
-                         Py_ssize_t row) noexcept nogil:
-    """write_columns for a softmax of more than a lane row; also finds its largest element."""
-    cdef LaneTop top = no_top()
-    cdef vec high_factor = v_set1(high), low_factor = v_set1(low), a, b, c, d
-    cdef Py_ssize_t i = 0, n = task.n
-    while i + LANES <= n:
-        a = v_multiply(v_load(e + i), high_factor, low_factor)
-        b = v_multiply(v_load(e + i + VLEN), high_factor, low_factor)
-        c = v_multiply(v_load(e + i + 2 * VLEN), high_factor, low_factor)
-        d = v_multiply(v_load(e + i + 3 * VLEN), high_factor, low_factor)
-        v_store(out + i, a)
-        v_store(out + i + VLEN, b)
-        v_store(out + i + 2 * VLEN, c)
-        v_store(out + i + 3 * VLEN, d)
-        add_lane_row_to(&top, v_max(v_max(a, b), v_max(c, d)))
-        i += LANES
-    if i < n:
-        b = v_set1(<real>-INFINITY)
-        while i < n:
-            a = v_multiply(v_load(e + i), high_factor, low_factor)
-            v_store_first(out + i, n - i, a)
-            b = v_max(v_where(v_first(n - i), a, b), b)
-            i += VLEN
-        add_lane_row_to(&top, b)
-    keep_top(<Tops *>task.tops, &top, out, n, 0, row, out[0] != out[0], task.top_value,
-             task.top_place)
 
 
 # ------------------------------------------------------------------------ one whole row
@@ -769,11 +790,17 @@ cdef inline void write_row(int op, bint dense, const real *x, const real *y, con
     cdef Partial total = whole[0]
     cdef double gradient = 0, spike = 0
     cdef real *at_target
+    cdef LaneTop top
+    if is_watched(op, task):
+        top = no_top()
+        write(op, dense, x, y, e, roomy, out, task.n, view, &total, exponents, gradient, &top)
+        keep_top(&top, out, row, task)
+        return
     if op == CROSS_ENTROPY_WITH_GRAD:
         gradient = task.gradient_scale / view.temperature
         spike = spike_weight(task, row)
         total.q += spike
-    write(op, dense, x, y, e, roomy, out, task.n, view, &total, exponents, gradient)
+    write(op, dense, x, y, e, roomy, out, task.n, view, &total, exponents, gradient, NULL)
     if op == CROSS_ENTROPY_WITH_GRAD and task.target != NULL:
         at_target = out + task.target[row]
         at_target[0] = <real>target_gradient(at_target[0], target_logit, spike, gradient, dense,
@@ -1370,8 +1397,8 @@ cdef inline void write_batch(int op, bint general, bint dense, int vectors, cons
             last.m = v_set1(<real>batch.rest[k])
             write_columns(op, general, False, False, vectors, x_of(rows, start + k),
                           y_of(rows, start + k), False, out, task.n, &last)
-        if op == SOFTMAX and vectors <= 0 and task.tops != NULL and task.n > LANES:
-            write_with_top(e + k * stride, out, batch.high[k], batch.low_factor[k], task, row)
+        if vectors <= 0 and is_watched(op, task):
+            write_row_with_top(e + k * stride, out, batch.high[k], batch.low_factor[k], task, row)
             continue
         if stores_exp(op) and vectors != FEW:
             last.high = v_set1(batch.high[k])
@@ -1827,7 +1854,7 @@ cdef void write_piece(Operation op, const Task *task, Py_ssize_t row, Py_ssize_t
     cdef Py_ssize_t n = piece_end(task, piece) - piece * PIECE
     view_of_row(task, row, &view)
     write(op, False, x, NULL, out, False, out, n, &view, whole,
-          exponents + piece * (PIECE // BLOCK), 0)
+          exponents + piece * (PIECE // BLOCK), 0, NULL)
 
 
 cdef void finish_row(Operation op, const Task *task, Py_ssize_t row,
