@@ -84,7 +84,11 @@ def test_other_tensors_go_the_long_way(name, x):
     assert getattr(ps, name)(x).shape == PLAIN[name](x.float(), -1).shape
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+# Of torch's own, in what it imports for this.
+OF_TORCH = pytest.mark.filterwarnings("ignore:.*torch.jit")
+
+
+@OF_TORCH
 def test_forward_mode_differentiation_is_refused():
     """It would be left out silently."""
     with forward_ad.dual_level():
@@ -94,6 +98,7 @@ def test_forward_mode_differentiation_is_refused():
                 function(x)
 
 
+@OF_TORCH
 def test_transforms_of_torch_func_are_refused():
     def first(x):
         return ps.softmax(x)[0]
