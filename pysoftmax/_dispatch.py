@@ -70,8 +70,21 @@ def names() -> list[str]:
     return sorted({**BUILT_IN, **third_party()}, key=LAST.__eq__)
 
 
+# Array type -> what recognised the first array of it.
+FOUND: dict[type, Backend | Adapter] = {}
+
+
 def find(array: Any) -> Backend | Adapter | None:
-    """The backend or adapter that recognises `array`, or None."""
+    """The backend or adapter that recognises arrays of the type of `array`, or None."""
+    found = FOUND.get(type(array))
+    if found is None:
+        found = _ask(array)
+        if found is not None:
+            FOUND[type(array)] = found
+    return found
+
+
+def _ask(array: Any) -> Backend | Adapter | None:
     if numpy_backend.recognises(array):
         return numpy_backend
     for name in names():

@@ -240,6 +240,7 @@ def on_device(monkeypatch):
     """Blocks of a library that refuses what CuPy refuses, by a backend of a third party."""
     entry = types.SimpleNamespace(name="device", load=lambda: device_arrays.backend)
     monkeypatch.setattr(_dispatch, "third_party", lambda: {"device": entry})
+    monkeypatch.setattr(_dispatch, "FOUND", {})
     _dispatch.load.cache_clear()
 
     def moved(lazy):

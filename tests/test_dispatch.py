@@ -30,6 +30,7 @@ def boxes(monkeypatch):
     backend.wrap = lambda result, like: Boxed(result)
     entry = types.SimpleNamespace(name="boxes", load=lambda: backend)
     monkeypatch.setattr(_dispatch, "third_party", lambda: {"boxes": entry})
+    monkeypatch.setattr(_dispatch, "FOUND", {})
     _dispatch.load.cache_clear()
     yield backend
     _dispatch.load.cache_clear()
@@ -104,6 +105,7 @@ def letters(monkeypatch):
     adapter = Letters()
     entry = types.SimpleNamespace(name="letters", load=lambda: adapter)
     monkeypatch.setattr(_dispatch, "third_party", lambda: {"letters": entry})
+    monkeypatch.setattr(_dispatch, "FOUND", {})
     _dispatch.load.cache_clear()
     yield adapter
     _dispatch.load.cache_clear()
