@@ -379,14 +379,14 @@ class ConfidenceMonitor:
         for block in (rows,) if small else _blocks(rows):
             skip = -(position + begin) % self.every
             watched = block[skip :: self.every]
-            if logits is not None:
+            if logits is None:
+                self._watch(backend, watched)
+            else:
                 degrees = divisor
                 if not isinstance(divisor, float):
                     end = begin + len(block)
                     degrees = divisor.reshape(-1)[begin:end][skip :: self.every]
-                watched = softmax(watched, temperature=degrees)
-            if len(watched):
-                self._watch(backend, watched)
+                self._watch_logits(backend, watched, degrees)
             begin += len(block)
 
     def _passes_over(self, rows: NDArray[Any]) -> bool:
@@ -504,6 +504,8 @@ class ConfidenceMonitor:
 
     def _watch(self, backend: Backend, block: Array) -> None:
         """Take rows of probabilities in."""
+        if not len(block):
+            return
         if block.dtype not in _PLAIN:
             wanted = check.summing_dtype(check.result_dtype(block.dtype))
             block = block.astype(wanted.newbyteorder("="))
@@ -511,6 +513,15 @@ class ConfidenceMonitor:
         top = getattr(backend, "top", None)
         confidence, labels = top(block) if top else _top(backend.namespace, block)
         self._see(confidence, labels, block)
+
+    def _watch_logits(self, backend: Backend, block: Array, degrees: Any) -> None:
+        """Take rows of logits in."""
+        found = fast_softmax_and_top(block, -1, degrees, None)
+        if found is None:
+            self._watch(backend, softmax(block, temperature=degrees))
+        else:
+            probabilities, confidence, labels = found
+            self._see(confidence, labels, probabilities)
 
     def _see(self, confidence: Floats, labels: NDArray[np.int64], block: Array) -> None:
         """Count rows whose largest entries are known, piece by piece of the window."""
