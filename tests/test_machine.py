@@ -428,6 +428,73 @@ def test_a_read_only_memory_map(tmp_path, dtype):
     assert ps.cross_entropy(x, labels) == ps.cross_entropy(values, labels)
 
 
+# --- the ends of arrays -------------------------------------------------------------------------
+
+BETWEEN_GUARDS = """
+import ctypes
+import mmap
+
+import numpy as np
+from cases import ROWWISE, normal
+
+import pysoftmax as ps
+from pysoftmax.backends import _cpu, numpy
+
+SIZE = 32 * mmap.PAGESIZE
+protect = ctypes.CDLL(None).mprotect
+
+
+def memory():
+    pages = mmap.mmap(-1, SIZE + 2 * mmap.PAGESIZE)
+    begin = ctypes.addressof(ctypes.c_char.from_buffer(pages))
+    for guard in (begin, begin + mmap.PAGESIZE + SIZE):
+        assert protect(ctypes.c_void_p(guard), mmap.PAGESIZE, 0) == 0
+    return pages
+
+
+def at_an_end(pages, like, last):
+    offset = mmap.PAGESIZE + (SIZE - like.nbytes if last else 0)
+    return np.ndarray(like.shape, like.dtype, pages, offset)
+
+
+WRITTEN = {
+    "softmax": lambda x, axis, out: ps.softmax(x, axis, out=out),
+    "log_softmax": lambda x, axis, out: ps.log_softmax(x, axis, temperature=2, out=out),
+    "sigmoid": lambda x, axis, out: ps.sigmoid(x, out=out),
+    "softmax_vjp": lambda x, axis, out: ps.softmax_vjp(x, x, axis, out=out),
+    "cross_entropy": lambda x, axis, out: ps.cross_entropy_with_grad(
+        x, x.argmax(axis), axis, grad_out=out
+    ),
+    "softmax and its largest": lambda x, axis, out: _cpu.fast_softmax_and_top(x, -1, 1.0, out),
+    "the largest": lambda x, axis, out: numpy.top(x),
+    "entropy": lambda x, axis, out: [_cpu.entropy(row) for row in x],
+}
+LENGTHS = (*range(1, 18), 31, 32, 33, 63, 64, 65, 127, 129, 257, 511, 513, 1025, 2049)
+given, result = memory(), memory()
+for dtype in (np.float32, np.float64):
+    for shape in [(rows, n) for rows in (1, 2, 7) for n in LENGTHS]:
+        ordinary = abs(normal(shape, dtype))
+        for last in (True, False):
+            x, out = (at_an_end(pages, ordinary, last) for pages in (given, result))
+            x[...] = ordinary
+            for axis in (-1, 0):
+                for call in ROWWISE.values():
+                    call(x, axis)
+                for call in WRITTEN.values():
+                    call(x, axis, out)
+print("nothing beyond")
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no mprotect")
+@pytest.mark.parametrize("target", ["avx512", "avx2", "neon", "baseline"])
+def test_nothing_beyond_the_ends_of_arrays_is_touched(tmp_path, target):
+    if target not in targets()[0]:
+        pytest.skip(f"this build on this CPU has no {target}: {targets()[0]}")
+    output = python(script(tmp_path, BETWEEN_GUARDS), PYSOFTMAX_CPU_TARGET=target)
+    assert output == "nothing beyond\n"
+
+
 # --- wrong arguments ----------------------------------------------------------------------------
 
 WRONG = {
