@@ -241,3 +241,20 @@ def test_a_sample_of_every_kernel(dtype, regime, function):
 @pytest.mark.parametrize(("dtype", "regime", "function"), [*every_kernel.calls()], ids=str)
 def test_every_kernel(dtype, regime, function):
     every_kernel.assert_bits_of_the_cpu(on_device.HarnessArrays(), dtype, regime, function)
+
+
+@pytest.mark.parametrize("function", [ps.softmax, ps.log_softmax, ps.logsumexp])
+@pytest.mark.parametrize("columns", [20, 50], ids=["cut rows", "whole rows"])
+def test_chunks_of_dask_on_a_device_are_computed_there(gpu, function, columns):
+    """test_dask.py has all functions, on arrays that refuse NumPy's as CuPy's do."""
+    da = pytest.importorskip("dask.array")
+    x = np.random.default_rng(0).normal(size=(9, 50)).astype("float32")
+    lazy = da.from_array(x, chunks=(4, columns)).map_blocks(there, meta=there(x[:0]))
+    result = function(lazy)
+    assert type(result._meta) is on_device.DeviceArray
+    got = result.compute(scheduler="synchronous")
+    np.testing.assert_allclose(got, function(x), rtol=1e-6)
+    assert set(gpu.kernels) == {"short_rows"}
+    if function is not ps.logsumexp:  # joined by NumPy's own, which forget the type
+        block = result.to_delayed()[0, 0].compute(scheduler="synchronous")
+        assert type(block) is on_device.DeviceArray
