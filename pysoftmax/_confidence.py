@@ -69,15 +69,10 @@ class Moments:
         self.first += whole
         self.second += whole * whole
 
-    def add(self, other: Moments) -> None:
-        self.n += other.n
-        self.first += other.first
-        self.second += other.second
-
-    def take_away(self, other: Moments) -> None:
-        self.n -= other.n
-        self.first -= other.first
-        self.second -= other.second
+    def add(self, other: Moments, sign: int = 1) -> None:
+        self.n += sign * other.n
+        self.first += sign * other.first
+        self.second += sign * other.second
 
     @property
     def mean(self) -> float:
@@ -118,27 +113,18 @@ class Counts:
         self.confidence.first += first
         self.confidence.second += (squares << _BITS) + (products << (_HALF + 1)) + rest
 
-    def add(self, other: Counts) -> Counts:
-        self.nan += other.nan
-        self.invalid += other.invalid
-        self.above += other.above
-        self.below += other.below
-        self.confidence.add(other.confidence)
-        self.entropy.add(other.entropy)
-        self.histogram += other.histogram
-        self.classes += other.classes
+    def add(self, other: Counts, sign: int = 1) -> Counts:
+        """Add other rows or, with sign -1, take away again what was added."""
+        self.nan += sign * other.nan
+        self.invalid += sign * other.invalid
+        self.above += sign * other.above
+        self.below += sign * other.below
+        self.confidence.add(other.confidence, sign)
+        self.entropy.add(other.entropy, sign)
+        join = np.add if sign > 0 else np.subtract
+        join(self.histogram, other.histogram, out=self.histogram)
+        join(self.classes, other.classes, out=self.classes)
         return self
-
-    def take_away(self, other: Counts) -> None:
-        """The opposite of `add`, exactly."""
-        self.nan -= other.nan
-        self.invalid -= other.invalid
-        self.above -= other.above
-        self.below -= other.below
-        self.confidence.take_away(other.confidence)
-        self.entropy.take_away(other.entropy)
-        self.histogram -= other.histogram
-        self.classes -= other.classes
 
     def to_dict(self) -> dict[str, Any]:
         return {

@@ -44,14 +44,17 @@ def third_party() -> "dict[str, importlib.metadata.EntryPoint]":
     return {entry.name: entry for entry in importlib.metadata.entry_points(group=ENTRY_POINTS)}
 
 
-# Array type -> `short_way` of its backend, if that has one: what asks for nothing but the usual
-# goes there before anything is checked. Filled in when an array of the type first comes.
-SHORT_WAYS: dict[type, Callable[[str, Any, Any, float, Any], Any]] = {}
+# Array type -> what recognised the first array of it.
+FOUND: dict[type, Backend | Adapter] = {}
 
 
 def by_short_way(name: str, x: Any, axis: Any, temperature: float, out: Any) -> Any:
-    """What softmax, log_softmax or logsumexp gives by the short way of the type of x, or None."""
-    short_way = SHORT_WAYS.get(type(x))
+    """What softmax, log_softmax or logsumexp gives by the `short_way` of its library, or None.
+
+    There what asks for nothing but the usual goes before anything is checked, if the type of x is
+    known already and its backend or adapter has one.
+    """
+    short_way = getattr(FOUND.get(type(x)), "short_way", None)
     return short_way(name, x, axis, temperature, out) if short_way else None
 
 
@@ -68,10 +71,6 @@ def load(name: str) -> Backend | Adapter:
 def names() -> list[str]:
     """All backends and adapters, built in and third-party, in the order they are asked."""
     return sorted({**BUILT_IN, **third_party()}, key=LAST.__eq__)
-
-
-# Array type -> what recognised the first array of it.
-FOUND: dict[type, Backend | Adapter] = {}
 
 
 def find(array: Any) -> Backend | Adapter | None:
@@ -126,8 +125,6 @@ def library_of(**arrays: Any) -> Backend | Adapter:
                 f"{argument}: no backend for {describe(array)}; expected a list, a number, an "
                 f"array of numpy{others}, or one that has __dlpack__"
             )
-        if short_way := getattr(library, "short_way", None):
-            SHORT_WAYS[type(array)] = short_way
         found.setdefault(library.name, (library, f"{argument} is {describe(array)}"))
     if len(found) > 1:
         raise TypeError(

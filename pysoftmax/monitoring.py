@@ -578,7 +578,7 @@ class ConfidenceMonitor:
         self._history.append(self._point())
         self._done.add(self._current)
         if len(self._pieces) == PIECES - 1:
-            self._closed.take_away(self._pieces[0])
+            self._closed.add(self._pieces[0], -1)
         self._pieces.append(self._current)
         self._current = self._none()
 

@@ -163,20 +163,16 @@ def _module(defines):
 @contextlib.contextmanager
 def harness():
     """Within, the backend takes `DeviceArray` and the harness runs its kernels; a `HarnessGpu`."""
-    find, gpu = _dispatch.find, HarnessGpu()
-
-    def find_device_arrays_first(array):
-        return backend if gpu.owns(array) else find(array)
+    gpu = HarnessGpu()
 
     def forget():
         backend._plan.cache_clear()
         backend._ready.cache_clear()
-        _dispatch.SHORT_WAYS.pop(DeviceArray, None)
 
     forget()
     with (
         mock.patch.object(backend, "gpu", gpu),
-        mock.patch.object(_dispatch, "find", find_device_arrays_first),
+        mock.patch.dict(_dispatch.FOUND, {DeviceArray: backend}),
     ):
         yield gpu
     forget()

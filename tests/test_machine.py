@@ -486,7 +486,6 @@ print("nothing beyond")
 """
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="no mprotect")
 @pytest.mark.parametrize("target", ["avx512", "avx2", "neon", "baseline"])
 def test_nothing_beyond_the_ends_of_arrays_is_touched(tmp_path, target):
     if target not in targets()[0]:

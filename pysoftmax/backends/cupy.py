@@ -587,16 +587,32 @@ def _labels(target: Array) -> Array:
     return xp.ascontiguousarray(target, dtype=np.int64)
 
 
-def _means(kernel: str, target: Array, classes: int, ignore_index: int, **outputs: int) -> None:
-    """Launch a kernel over class labels; `outputs` are pointers."""
+def _launch(
+    struct: np.dtype[Any], defines: dict[str, int], start: cuda.Start, **fields: Any
+) -> None:
+    """Launch a kernel whose argument has these fields: numbers, arrays for pointers, or None."""
+    task = np.zeros((), struct)
+    for field, value in fields.items():
+        if value is not None:
+            task[field] = value if isinstance(value, int) else gpu.pointer(value)
+    gpu.launch(tuple(defines.items()), start, task)
+
+
+def _over_labels(
+    kernel: str, target: Array, classes: int, ignore_index: int, **outputs: Any
+) -> None:
+    """Launch a kernel of a mean over class labels."""
     labels = _labels(target)
-    task = np.zeros((), cuda.LABELS)
-    task["target"] = gpu.pointer(labels)
-    task["n"], task["classes"], task["ignore_index"] = labels.size, classes, ignore_index
-    for field, pointer in outputs.items():
-        task[field] = pointer
-    defines = tuple(cuda.means_defines("float64").items())
-    gpu.launch(defines, cuda.plan_labels(kernel, labels.size), task)
+    _launch(
+        cuda.LABELS,
+        cuda.means_defines("float64"),
+        cuda.plan_labels(kernel, labels.size),
+        target=labels,
+        n=labels.size,
+        classes=classes,
+        ignore_index=ignore_index,
+        **outputs,
+    )
 
 
 def _counts(target: Array, classes: int, ignore_index: int) -> Array:
@@ -606,8 +622,7 @@ def _counts(target: Array, classes: int, ignore_index: int) -> Array:
     """
     counts = xp.zeros(2, np.float64)
     if target.size:
-        used = gpu.pointer(counts)
-        _means("count_labels", target, classes, ignore_index, used=used, wrong=used + 8)
+        _over_labels("count_labels", target, classes, ignore_index, used=counts, wrong=counts[1:])
     return counts
 
 
@@ -643,8 +658,9 @@ def sum_of_weights(target: Array, weight: Array | None, ignore_index: int) -> An
     weights = xp.empty(target.size, np.float64)
     if target.size:
         factors = xp.ascontiguousarray(weight, dtype=np.float64)
-        outputs = {"class_weight": gpu.pointer(factors), "weight": gpu.pointer(weights)}
-        _means("weigh_labels", target, weight.size, ignore_index, **outputs)
+        _over_labels(
+            "weigh_labels", target, weight.size, ignore_index, class_weight=factors, weight=weights
+        )
     return sum(weights)
 
 
@@ -669,22 +685,16 @@ def quotient(total: Any, divisor: Any, dtype: np.dtype[Any]) -> Any:
         # A half precision is rounded once, from double.
         real = np.dtype(np.float64) if dtype.itemsize == 2 else dtype
         result = xp.empty((), real)
-        task = np.zeros((), cuda.QUOTIENT)
-        task["total"], task["divisor"] = gpu.pointer(total), gpu.pointer(divisor)
-        task["out"] = gpu.pointer(result)
-        defines = tuple(cuda.means_defines(real.name).items())
-        gpu.launch(defines, cuda.Start("quotient", 1, 32), task)
+        start = cuda.Start("quotient", 1, 32)
+        defines = cuda.means_defines(real.name)
+        _launch(cuda.QUOTIENT, defines, start, total=total, divisor=divisor, out=result)
         return result.astype(dtype, copy=False)
 
 
 def _elementwise(kernel: str, dtype: np.dtype[Any], n: int, **operands: Array | None) -> None:
-    task = np.zeros((), cuda.ELEMENTS)
-    task["n"] = n
-    for field, array in operands.items():
-        if array is not None:
-            task[field] = gpu.pointer(array)
-    defines = (("ELEMENTWISE", 1), *cuda.element_defines(dtype.name).items())
-    gpu.launch(defines, cuda.plan_elements(kernel, dtype.itemsize, n), task)
+    defines = {"ELEMENTWISE": 1, **cuda.element_defines(dtype.name)}
+    start = cuda.plan_elements(kernel, dtype.itemsize, n)
+    _launch(cuda.ELEMENTS, defines, start, n=n, **operands)
 
 
 def _contiguous(array: Array | None, dtype: np.dtype[Any]) -> Array | None:

@@ -80,6 +80,11 @@ ctypedef KernelTable *Table
 cdef Table float32_table = NULL
 cdef Table float64_table = NULL
 
+
+cdef inline Table table_for(Py_ssize_t itemsize) noexcept nogil:
+    return float32_table if itemsize == 4 else float64_table
+
+
 # Best first. A target counts as built if its modules are there.
 SUPPORTED = {
     "avx512": cpu_has_avx512(),
@@ -252,7 +257,7 @@ cdef inline void turn(Operand *operand) noexcept nogil:
 
 cdef int run(Operation op, const Task *given, Py_ssize_t itemsize) noexcept nogil:
     """Choose how the task is cut: panels, shared rows, or rows."""
-    cdef Table table = float32_table if itemsize == 4 else float64_table
+    cdef Table table = table_for(itemsize)
     cdef Task turned
     cdef const Task *task = given
     cdef Py_ssize_t rows = task.outer * task.inner, row, panels
@@ -363,7 +368,7 @@ def run_rows(int operation, cnp.ndarray x not None, *, cnp.ndarray out=None,
 
 
 cdef inline Table table_of(cnp.ndarray array) noexcept:
-    return float32_table if cnp.PyArray_ITEMSIZE(array) == 4 else float64_table
+    return table_for(cnp.PyArray_ITEMSIZE(array))
 
 
 cdef inline void *data_or_null(cnp.ndarray array) noexcept:
@@ -481,10 +486,12 @@ def total(cnp.ndarray x not None):
     return result
 
 
-cdef inline void top_of_range(Table table, const char *x, Py_ssize_t n, Py_ssize_t itemsize,
-                              Py_ssize_t begin, Py_ssize_t end, double *value,
-                              int64_t *place) noexcept nogil:
-    table.top(x + begin * n * itemsize, n, end - begin, value + begin, place + begin)
+cdef int top_of_range(const Task *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
+    """The tops of contiguous rows, which are `out`."""
+    cdef const char *rows = task.out.data + begin * task.n * task.out.n
+    table_for(task.out.n).top(rows, task.n, end - begin, task.top_value + begin,
+                              task.top_place + begin)
+    return 0
 
 
 def top(cnp.ndarray x not None, cnp.ndarray value not None, cnp.ndarray place not None):
@@ -492,22 +499,19 @@ def top(cnp.ndarray x not None, cnp.ndarray value not None, cnp.ndarray place no
 
     x: contiguous, (rows, n) of one real type. value: contiguous float64; place: int64.
     """
-    cdef Table table = table_of(x)
-    cdef Py_ssize_t rows = cnp.PyArray_DIM(x, 0), n = cnp.PyArray_DIM(x, 1)
-    cdef Py_ssize_t itemsize = cnp.PyArray_ITEMSIZE(x)
-    cdef int threads = <int>min(threads_for(rows * n), rows), part
-    cdef const char *data = <char *>cnp.PyArray_DATA(x)
-    cdef double *values = <double *>cnp.PyArray_DATA(value)
-    cdef int64_t *places = <int64_t *>cnp.PyArray_DATA(place)
-    if threads <= 1:
-        with nogil:
-            top_of_range(table, data, n, itemsize, 0, rows, values, places)
-        return
-    mark_openmp_used()
+    cdef Task task
+    cdef Py_ssize_t rows = cnp.PyArray_DIM(x, 0)
+    cdef int threads = threads_for(cnp.PyArray_SIZE(x))
+    memset(&task, 0, sizeof(task))
+    task.n = cnp.PyArray_DIM(x, 1)
+    task.out.data = <char *>cnp.PyArray_DATA(x)
+    task.out.n = cnp.PyArray_ITEMSIZE(x)
+    task.top_value = <double *>cnp.PyArray_DATA(value)
+    task.top_place = <int64_t *>cnp.PyArray_DATA(place)
+    if threads > 1:
+        mark_openmp_used()
     with nogil:
-        for part in prange(threads, num_threads=threads, schedule="static"):
-            top_of_range(table, data, n, itemsize, rows * part // threads,
-                         rows * (part + 1) // threads, values, places)
+        over_range(top_of_range, &task, rows, threads)
 
 
 def entropy(cnp.ndarray row not None):
@@ -521,21 +525,21 @@ cdef Py_ssize_t HOT = 1 << 17
 cdef int64_t NOT_FOUND = -1
 
 
-cdef int softmax_and_top_of_range(Table table, const Task *task, Py_ssize_t itemsize,
-                                  Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
-    cdef Py_ssize_t step = max(<Py_ssize_t>1, HOT // (task.n * itemsize)), first, last, row
+cdef int softmax_and_top_of_range(const Task *task, Py_ssize_t begin,
+                                  Py_ssize_t end) noexcept nogil:
+    cdef Table table = table_for(task.out.n)
+    cdef Py_ssize_t step = max(<Py_ssize_t>1, HOT // (task.n * task.out.n)), first, last, row
     for first from begin <= first < end by step:
         last = min(first + step, end)
         for row in range(first, last):
             task.top_place[row] = NOT_FOUND
         if table.softmax_with_top(task, first, last):
             return -1
-        find_missing(table, task, itemsize, first, last)
+        find_missing(task, first, last)
     return 0
 
 
-cdef inline void find_missing(Table table, const Task *task, Py_ssize_t itemsize,
-                              Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
+cdef inline void find_missing(const Task *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
     """The tops of rows that softmax has written without finding them."""
     cdef Py_ssize_t first = begin, last
     while first < end:
@@ -543,30 +547,19 @@ cdef inline void find_missing(Table table, const Task *task, Py_ssize_t itemsize
         while last < end and task.top_place[last] == NOT_FOUND:
             last += 1
         if last > first:
-            top_of_range(table, task.out.data, task.n, itemsize, first, last, task.top_value,
-                         task.top_place)
+            top_of_range(task, first, last)
         first = last + 1
 
 
-cdef int softmax_and_top(Task *task, Py_ssize_t itemsize) noexcept nogil:
+cdef int softmax_and_top(const Task *task) noexcept nogil:
     """softmax of contiguous rows, and the largest of each, read from no further than a cache."""
-    cdef Table table = float32_table if itemsize == 4 else float64_table
     cdef Py_ssize_t rows = task.outer
-    cdef int threads = threads_for(rows * task.n), part, failed = 0
-    if threads <= 1:
-        return softmax_and_top_of_range(table, task, itemsize, 0, rows)
-    mark_openmp_used()
-    if rows < 2 * threads:  # which several threads may share
-        for part in range(rows):
-            task.top_place[part] = NOT_FOUND
-        failed = run(SOFTMAX, task, itemsize)
-        if not failed:
-            find_missing(table, task, itemsize, 0, rows)
-        return failed
-    for part in prange(threads, num_threads=threads, schedule="static"):
-        failed |= softmax_and_top_of_range(table, task, itemsize, rows * part // threads,
-                                           rows * (part + 1) // threads)
-    return failed
+    cdef int threads = threads_for(rows * task.n)
+    if threads > 1:
+        mark_openmp_used()
+    if threads > 1 and rows < 2 * threads:  # which several threads may share
+        return run(SOFTMAX, task, task.out.n) or top_of_range(task, 0, rows)
+    return over_range(softmax_and_top_of_range, task, rows, threads)
 
 
 # A confidence is counted in units of 2^-48, as two halves of 24 bits.
@@ -895,7 +888,7 @@ def fast_softmax_and_top(x, axis, temperature, out):
     task.top_value = <double *>cnp.PyArray_DATA(value)
     task.top_place = <int64_t *>cnp.PyArray_DATA(place)
     with nogil:
-        failed = softmax_and_top(&task, task.x.inner)
+        failed = softmax_and_top(&task)
     if failed:
         raise_no_scratch()
     return out, value, place

@@ -790,17 +790,16 @@ cdef inline void write_row(int op, bint dense, const real *x, const real *y, con
     cdef Partial total = whole[0]
     cdef double gradient = 0, spike = 0
     cdef real *at_target
-    cdef LaneTop top
-    if is_watched(op, task):
-        top = no_top()
-        write(op, dense, x, y, e, roomy, out, task.n, view, &total, exponents, gradient, &top)
-        keep_top(&top, out, row, task)
-        return
+    cdef LaneTop top = no_top()
+    cdef bint watched = is_watched(op, task)
     if op == CROSS_ENTROPY_WITH_GRAD:
         gradient = task.gradient_scale / view.temperature
         spike = spike_weight(task, row)
         total.q += spike
-    write(op, dense, x, y, e, roomy, out, task.n, view, &total, exponents, gradient, NULL)
+    write(op, dense, x, y, e, roomy, out, task.n, view, &total, exponents, gradient,
+          &top if watched else NULL)
+    if watched:
+        keep_top(&top, out, row, task)
     if op == CROSS_ENTROPY_WITH_GRAD and task.target != NULL:
         at_target = out + task.target[row]
         at_target[0] = <real>target_gradient(at_target[0], target_logit, spike, gradient, dense,
