@@ -22,16 +22,24 @@ cdef inline vec log_sigmoid_of(vec x) noexcept nogil:
     return v_sub(v_min(v_set1(0), x), log1p_of_unit(decay(x)))
 
 
+cdef inline vec load(bint whole, const real *p, vmask present, vec other) noexcept nogil:
+    """A vector of which all elements or the first are there; masks wait for memory."""
+    return v_fetch(p) if whole else v_load_first(p, present, other)
+
+
+cdef inline void map_vector(int function, bint whole, const real *x, real *out,
+                            Py_ssize_t left) noexcept nogil:
+    cdef vec xv = load(whole, x, v_first(left), v_set1(0))
+    v_store_first(out, left, sigmoid_of(xv) if function == 0 else log_sigmoid_of(xv))
+
+
 cdef inline void map_vectors(int function, const real *x, real *out,
                              Py_ssize_t n) noexcept nogil:
-    cdef Py_ssize_t i
-    cdef vmask present
-    cdef vec xv, result
-    for i from 0 <= i < n by VLEN:
-        present = v_first(n - i)
-        xv = v_load_first(x + i, present, v_set1(0))
-        result = sigmoid_of(xv) if function == 0 else log_sigmoid_of(xv)
-        v_store_first(out + i, n - i, result)
+    cdef Py_ssize_t i, whole = n // VLEN * VLEN
+    for i from 0 <= i < whole by VLEN:
+        map_vector(function, True, x + i, out + i, VLEN)
+    if whole < n:
+        map_vector(function, False, x + whole, out + whole, n - whole)
 
 
 cdef void sigmoid(const void *x, void *out, Py_ssize_t n) noexcept nogil:
@@ -47,31 +55,52 @@ cdef inline vec weighted(vec y, vec value) noexcept nogil:
     return v_zero_unless(v_ne(y, v_set1(0)), v_mul(y, value))
 
 
+cdef struct Binary:
+    # The operands from some element on; weight, pos_weight and grad may be NULL.
+    const real *x
+    const real *y
+    const real *weight
+    const real *pos_weight
+    real *loss
+    real *grad
+
+
+cdef inline void cross_entropy_of_vector(bint whole, const Binary *at, double scale, Py_ssize_t i,
+                                         Py_ssize_t left) noexcept nogil:
+    cdef vmask present = v_first(left)
+    cdef vec one = v_set1(1), zero = v_set1(0), negative, lost, pulled, weight = one
+    cdef vec x = load(whole, at.x + i, present, zero)
+    cdef vec positive = load(whole, at.y + i, present, zero)
+    negative = v_sub(one, positive)
+    if at.pos_weight != NULL:
+        positive = v_mul(positive, load(whole, at.pos_weight + i, present, one))
+    lost = v_sub(zero, v_add(weighted(negative, log_sigmoid_of(v_sub(zero, x))),
+                             weighted(positive, log_sigmoid_of(x))))
+    if at.weight != NULL:
+        weight = load(whole, at.weight + i, present, one)
+        lost = v_mul(lost, weight)
+    v_store_first(at.loss + i, left, lost)
+    if at.grad != NULL:
+        pulled = v_sub(v_mul(negative, sigmoid_of(x)),
+                       v_mul(positive, sigmoid_of(v_sub(zero, x))))
+        if at.weight != NULL:
+            pulled = v_mul(pulled, weight)
+        v_store_first(at.grad + i, left, v_mul(pulled, v_set1(<real>scale)))
+
+
 cdef void binary_cross_entropy(const void *x, const void *y, const void *weight,
                                const void *pos_weight, void *loss, void *grad,
                                double scale, Py_ssize_t n) noexcept nogil:
     """Loss and, unless grad is NULL, the gradient times scale."""
-    cdef Py_ssize_t i
-    cdef vmask present
-    cdef vec one = v_set1(1), zero = v_set1(0), xv, negative, positive, lost, pulled
-    for i from 0 <= i < n by VLEN:
-        present = v_first(n - i)
-        xv = v_load_first(<const real *>x + i, present, zero)
-        positive = v_load_first(<const real *>y + i, present, zero)
-        negative = v_sub(one, positive)
-        if pos_weight != NULL:
-            positive = v_mul(positive, v_load_first(<const real *>pos_weight + i, present, one))
-        lost = v_sub(zero, v_add(weighted(negative, log_sigmoid_of(v_sub(zero, xv))),
-                                 weighted(positive, log_sigmoid_of(xv))))
-        if weight != NULL:
-            lost = v_mul(lost, v_load_first(<const real *>weight + i, present, one))
-        v_store_first(<real *>loss + i, n - i, lost)
-        if grad != NULL:
-            pulled = v_sub(v_mul(negative, sigmoid_of(xv)),
-                           v_mul(positive, sigmoid_of(v_sub(zero, xv))))
-            if weight != NULL:
-                pulled = v_mul(pulled, v_load_first(<const real *>weight + i, present, one))
-            v_store_first(<real *>grad + i, n - i, v_mul(pulled, v_set1(<real>scale)))
+    cdef Binary at
+    cdef Py_ssize_t i, whole = n // VLEN * VLEN
+    at.x, at.y = <const real *>x, <const real *>y
+    at.weight, at.pos_weight = <const real *>weight, <const real *>pos_weight
+    at.loss, at.grad = <real *>loss, <real *>grad
+    for i from 0 <= i < whole by VLEN:
+        cross_entropy_of_vector(True, &at, scale, i, VLEN)
+    if whole < n:
+        cross_entropy_of_vector(False, &at, scale, whole, n - whole)
 
 
 cdef double sum_of(const void *x, Py_ssize_t n) noexcept nogil:

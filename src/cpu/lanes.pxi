@@ -7,8 +7,11 @@ cdef extern from "lanes.h" nogil:
     ctypedef struct vmask:
         pass
     int VLEN
+    void prefetch(const void *p)
+    Py_ssize_t opaque(Py_ssize_t n)
     vec v_set1(real a)
     vec v_load(const real *p)
+    vec v_fetch(const real *p)
     void v_store(real *p, vec a)
     vmask v_first(Py_ssize_t count)
     vmask v_true(const char *p)

@@ -102,7 +102,7 @@ cdef inline double row_max(const real *x, Py_ssize_t n) noexcept nogil:
     cdef double m = -INFINITY
     cdef Py_ssize_t begin
     for begin from 0 <= begin < n by CHUNK:
-        m = max(m, <double>v_reduce_max(lane_max(0, x + begin, min(n - begin, CHUNK))))
+        m = max(m, <double>v_reduce_max(lane_max(0, x + begin, opaque(min(n - begin, CHUNK)))))
     return m
 
 
@@ -118,7 +118,7 @@ cdef void find_maxima(const real *x, Py_ssize_t n, Maxima *maxima) noexcept nogi
     cdef int c
     for c in range(4):
         begin = min(n, c * CHUNK)
-        m[c] = lane_max(0, x + begin, min(n - begin, CHUNK))
+        m[c] = lane_max(0, x + begin, opaque(min(n - begin, CHUNK)))
     maxima.whole = v_reduce_max(v_max(v_max(m[0], m[2]), v_max(m[1], m[3])))
 
 
@@ -187,6 +187,11 @@ cdef inline bint has_any(const real *x, vec value) noexcept nogil:
                            v_eq(v_load(x + 3 * VLEN), value))))
 
 
+cdef inline vec load_x(int kind, const real *x) noexcept nogil:
+    """Logits have been read for their maximum; of a product nothing has been."""
+    return v_fetch(x) if kind == PRODUCT else v_load(x)
+
+
 cdef inline void add_lane_row(int kind, bint general, bint dense, bint easy, const real *x,
                               const real *y, real *e, Py_ssize_t i, const Scale *scale,
                               vec maximum, Sums *sums) noexcept nogil:
@@ -195,8 +200,8 @@ cdef inline void add_lane_row(int kind, bint general, bint dense, bint easy, con
     cdef int v
     for v in range(4):
         if dense or kind == PRODUCT or kind == PLAIN:
-            yv = v_load(y + i + v * VLEN)
-        xv = v_load(x + i + v * VLEN) if kind != PLAIN else yv
+            yv = v_fetch(y + i + v * VLEN)
+        xv = load_x(kind, x + i + v * VLEN) if kind != PLAIN else yv
         ev = add_element(kind, general, dense, easy, xv, yv, scale, maximum, sums, v)
         if kind == EXP_STORED:
             v_store(e + i + v * VLEN, ev)
@@ -238,8 +243,8 @@ cdef inline void sum_lanes(int kind, bint general, bint dense, bint easy, int ve
         left = n - i - v * VLEN
         if vectors > 0 and v < last or left >= VLEN:
             if dense or kind == PRODUCT or kind == PLAIN:
-                yv = v_load(y + i + v * VLEN)
-            xv = v_load(x + i + v * VLEN) if kind != PLAIN else zero
+                yv = v_fetch(y + i + v * VLEN)
+            xv = load_x(kind, x + i + v * VLEN) if kind != PLAIN else zero
             ev = add_element(kind, general, dense, easy, xv, yv, scale, maximum, &sums, v)
             if kind == EXP_STORED:
                 v_store(e + i + v * VLEN, ev)
@@ -311,6 +316,8 @@ cdef inline void add_block_as(int kind, bint general, bint dense, const real *x,
         length = min(n - begin, CHUNK)
         if kind == EXP_STORED or kind == EXP_SUMMED:
             easy = not v_any(v_eq(maxima.of_chunk[c], maximum))
+        else:
+            length = opaque(length)
         x_part = x + begin
         y_part = y + begin if y != NULL else NULL
         e_part = e + begin if e != NULL else NULL
@@ -1421,6 +1428,23 @@ cdef inline void write_batch(int op, bint general, bint dense, int vectors, cons
                     out[task.target[row]], batch.target_logit[k], spike, gradient, dense, &whole)
 
 
+cdef inline void prefetch_short_rows(int op, const Rows *rows, Py_ssize_t bytes,
+                                     Py_ssize_t start) noexcept nogil:
+    """Ask for rows of one vector ahead of time, as masked loads and stores wait for memory.
+
+    4 KiB ahead is what the latency of memory takes of them.
+    """
+    cdef const char *x = <const char *>x_of(rows, start) + 4096
+    cdef const char *y = <const char *>y_of(rows, start) + 4096
+    cdef const char *out = <const char *>out_of(rows, start) + 4096
+    cdef Py_ssize_t i
+    for i from 0 <= i < bytes by 64:
+        prefetch(x + i)
+        if is_product(op):
+            prefetch(y + i)
+        prefetch(out + i)
+
+
 cdef inline Py_ssize_t batched_rows(int op, bint general, bint dense, int vectors,
                                     const Rows *rows, const Task *task, Py_ssize_t begin,
                                     const View *view, real *block) noexcept nogil:
@@ -1434,8 +1458,9 @@ cdef inline Py_ssize_t batched_rows(int op, bint general, bint dense, int vector
     cdef Maxima[4] maxima  # more than there are rows longer than a chunk in a block
     cdef Py_ssize_t k, row, count, usable, start = begin
     cdef Py_ssize_t stride = (task.n + VLEN - 1) // VLEN * VLEN
-    # The logits of longer rows are to stay in a first-level cache beside their exponentials.
-    cdef Py_ssize_t room = BLOCK if vectors == LONGER else EXP_SCRATCH
+    # The logits of longer rows are to stay in a first-level cache beside their exponentials, both
+    # factors of products beside what is written.
+    cdef Py_ssize_t room = BLOCK if vectors == LONGER or is_product(op) else EXP_SCRATCH
     cdef Py_ssize_t most = min(VLEN, room // stride)
     if vectors > 0 or vectors == FEW:
         most = VLEN
@@ -1445,6 +1470,8 @@ cdef inline Py_ssize_t batched_rows(int op, bint general, bint dense, int vector
     while start < rows.count:
         count = min(most, rows.count - start)
         usable = count
+        if vectors == 1 and has_elements(op):
+            prefetch_short_rows(op, rows, count * task.n * <Py_ssize_t>sizeof(real), start)
         if is_loss(op):
             for k in range(count):
                 row = rows.first + start + k

@@ -37,7 +37,7 @@ cdef struct PanelScratch:
 
 cdef inline vec panel_load(bint full, const char *p, const Panel *panel, int v) noexcept nogil:
     cdef const real *source = <const real *>p + v * VLEN
-    return (v_load(source) if full or v < panel.vectors - 1
+    return (v_fetch(source) if full or v < panel.vectors - 1
             else v_load_first(source, panel.last, v_set1(0)))
 
 
