@@ -64,6 +64,15 @@ cdef inline Kind kind_of(int op) noexcept nogil:
 
 # ---------------------------------------------------------------- one block, one chunk
 
+# How many bytes further on memory is asked for what comes next, line by line between
+# exponentials, which leave the loads idle: beyond what the maxima have read, but so that a
+# first-level cache holds it all.
+cdef enum:
+    AHEAD_STORED = 12 << 10  # beside exponentials that are stored
+    AHEAD = 16 << 10
+    AHEAD_SHORT = 4 << 10    # rows of one vector
+
+
 cdef inline vec lane_max(int vectors, const real *x, Py_ssize_t n) noexcept nogil:
     """Per lane the largest element of up to one chunk; NaN is passed over.
 
@@ -202,6 +211,9 @@ cdef inline void add_lane_row(int kind, bint general, bint dense, bint easy, con
         if dense or kind == PRODUCT or kind == PLAIN:
             yv = v_fetch(y + i + v * VLEN)
         xv = load_x(kind, x + i + v * VLEN) if kind != PLAIN else yv
+        if kind == EXP_STORED or kind == EXP_SUMMED:
+            prefetch(<const char *>(x + i + v * VLEN) + (AHEAD_STORED if kind == EXP_STORED
+                                                         else AHEAD))
         ev = add_element(kind, general, dense, easy, xv, yv, scale, maximum, sums, v)
         if kind == EXP_STORED:
             v_store(e + i + v * VLEN, ev)
@@ -552,6 +564,8 @@ cdef inline void write_columns(int op, bint general, bint dense, bint rescaled, 
         if dense or is_product(op):
             yv = v_load(y + i)
         v_store(out + i, last_value(op, general, dense, rescaled, xv, yv, last))
+        if vectors == 0 and x == out and not is_product(op):
+            prefetch(<const char *>(out + i) + AHEAD_STORED)
     if vectors > 0 or whole < n:
         present = v_first(n - whole)
         xv = v_load(x + whole) if roomy else v_load_first(x + whole, present, zero)
@@ -1430,13 +1444,10 @@ cdef inline void write_batch(int op, bint general, bint dense, int vectors, cons
 
 cdef inline void prefetch_short_rows(int op, const Rows *rows, Py_ssize_t bytes,
                                      Py_ssize_t start) noexcept nogil:
-    """Ask for rows of one vector ahead of time, as masked loads and stores wait for memory.
-
-    4 KiB ahead is what the latency of memory takes of them.
-    """
-    cdef const char *x = <const char *>x_of(rows, start) + 4096
-    cdef const char *y = <const char *>y_of(rows, start) + 4096
-    cdef const char *out = <const char *>out_of(rows, start) + 4096
+    """Ask memory for rows of one vector, whose masked loads and stores do not overlap misses."""
+    cdef const char *x = <const char *>x_of(rows, start) + AHEAD_SHORT
+    cdef const char *y = <const char *>y_of(rows, start) + AHEAD_SHORT
+    cdef const char *out = <const char *>out_of(rows, start) + AHEAD_SHORT
     cdef Py_ssize_t i
     for i from 0 <= i < bytes by 64:
         prefetch(x + i)
