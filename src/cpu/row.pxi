@@ -1010,10 +1010,21 @@ cdef inline vec add_quarter(const vec *a, Py_ssize_t n) noexcept nogil:
                  v_add(v_add(b[1], b[5]), v_add(b[3], b[7])))
 
 
+cdef struct Columns:
+    # Columns in memory, not packed, which are soon needed.
+    const char *first
+    Py_ssize_t step
+
+
+cdef inline void prefetch_column(const Columns *ahead, Py_ssize_t c) noexcept nogil:
+    if ahead != NULL:
+        prefetch(ahead.first + c * ahead.step)
+
+
 cdef inline void add_groups(int kind, bint general, bint dense, int used, const real *x,
-                            const real *y, real *e, Py_ssize_t n, const Scale *scale,
-                            vec maximum, vec *rest, vec *low, vec *dot, vec *q,
-                            vec *others) noexcept nogil:
+                            const real *y, real *e, Py_ssize_t n, const Columns *ahead,
+                            const Scale *scale, vec maximum, vec *rest, vec *low, vec *dot,
+                            vec *q, vec *others) noexcept nogil:
     """For each of a quarter of the lanes columns c, c + LANES / 4, ...
 
     used: how many these are at most, or 4 for any number.
@@ -1031,17 +1042,20 @@ cdef inline void add_groups(int kind, bint general, bint dense, int used, const 
         if used < 4:
             for p in range(used):
                 if p < used - 1 or c + p * quarter < n:
+                    prefetch_column(ahead, c + p * quarter)
                     add_column(kind, general, dense, x, y, e, place + p * quarter * VLEN, scale,
                                maximum, &r[p], &l[p], &d[p], &w[p], others)
         else:
             while c + 3 * quarter < n:
                 for p in range(4):
+                    prefetch_column(ahead, c + p * quarter)
                     add_column(kind, general, dense, x, y, e, place + p * quarter * VLEN, scale,
                                maximum, &r[p], &l[p], &d[p], &w[p], others)
                 c += LANES
                 place += (LANES + 1) * VLEN
             for p in range(3):
                 if c + p * quarter < n:
+                    prefetch_column(ahead, c + p * quarter)
                     add_column(kind, general, dense, x, y, e, place + p * quarter * VLEN, scale,
                                maximum, &r[p], &l[p], &d[p], &w[p], others)
         for p in range(used):
@@ -1055,8 +1069,8 @@ cdef inline void add_groups(int kind, bint general, bint dense, int used, const 
 
 
 cdef inline void sum_chunk_columns(int kind, bint general, bint dense, const real *x,
-                                   const real *y, real *e, Py_ssize_t n, const Scale *scale,
-                                   vec maximum, LaneSums *result) noexcept nogil:
+                                   const real *y, real *e, Py_ssize_t n, const Columns *ahead,
+                                   const Scale *scale, vec maximum, LaneSums *result) noexcept nogil:
     """sum_lanes of VLEN rows, a lane a row; what it adds up are the rows' sums, not lanes.
 
     The tree over the lanes of the contract (64, or 32) begins with those that are a quarter
@@ -1068,13 +1082,17 @@ cdef inline void sum_chunk_columns(int kind, bint general, bint dense, const rea
     for first in range(min(n, quarter), 8 if n <= 8 else 16):
         rest[first] = low[first] = dot[first] = q[first] = zero
     if n <= quarter:
-        add_groups(kind, general, dense, 1, x, y, e, n, scale, maximum, rest, low, dot, q, &others)
+        add_groups(kind, general, dense, 1, x, y, e, n, ahead, scale, maximum, rest, low, dot, q,
+                   &others)
     elif n <= 2 * quarter:
-        add_groups(kind, general, dense, 2, x, y, e, n, scale, maximum, rest, low, dot, q, &others)
+        add_groups(kind, general, dense, 2, x, y, e, n, ahead, scale, maximum, rest, low, dot, q,
+                   &others)
     elif n <= 3 * quarter:
-        add_groups(kind, general, dense, 3, x, y, e, n, scale, maximum, rest, low, dot, q, &others)
+        add_groups(kind, general, dense, 3, x, y, e, n, ahead, scale, maximum, rest, low, dot, q,
+                   &others)
     else:
-        add_groups(kind, general, dense, 4, x, y, e, n, scale, maximum, rest, low, dot, q, &others)
+        add_groups(kind, general, dense, 4, x, y, e, n, ahead, scale, maximum, rest, low, dot, q,
+                   &others)
     n = min(n, quarter)
     result.rest = add_quarter(rest, n)
     result.low = add_quarter(low, n) if SPLITS else zero
@@ -1133,7 +1151,7 @@ cdef inline void spread(vec a, double *numbers) noexcept nogil:
 
 cdef inline void sum_columns_as(int kind, bint general, bint dense, int few, Py_ssize_t n,
                                 const real *x, const real *y, real *e, vec m, const View *view,
-                                Batch *batch) noexcept nogil:
+                                const Columns *ahead, Batch *batch) noexcept nogil:
     """few: n as a constant if it is so small; else 0."""
     cdef LaneSums sums
     cdef Scale scale
@@ -1147,9 +1165,11 @@ cdef inline void sum_columns_as(int kind, bint general, bint dense, int few, Py_
         sums.at_max = exp_scaled(general, m, &scale)
     if few > 0 or chunks == 1:
         if few > 0:
+            for c in range(few):
+                prefetch_column(ahead, c)
             sum_few_columns(kind, few, x, e, &scale, m, &sums)
         else:
-            sum_chunk_columns(kind, general, dense, x, y, e, n, &scale, m, &sums)
+            sum_chunk_columns(kind, general, dense, x, y, e, n, ahead, &scale, m, &sums)
         v_store(batch.at_max, sums.at_max)
         for k in range(VLEN):
             batch.count[k] = n - sums.lane_others[k]
@@ -1166,7 +1186,7 @@ cdef inline void sum_columns_as(int kind, bint general, bint dense, int few, Py_
             c = chunk * CHUNK
             sum_chunk_columns(kind, general, dense, x + packed_at(c),
                               y + packed_at(c) if dense else NULL, e + packed_at(c),
-                              min(n - c, CHUNK), &scale, m, &sums)
+                              min(n - c, CHUNK), NULL, &scale, m, &sums)
             for k in range(VLEN):
                 batch.count[k] -= sums.lane_others[k]
             spread(sums.rest, rest + chunk * VLEN)
@@ -1193,41 +1213,43 @@ cdef inline void sum_columns_as(int kind, bint general, bint dense, int few, Py_
 
 
 cdef void sum_columns(Kind kind, bint dense, Py_ssize_t n, const real *x, const real *y,
-                      real *e, vec m, const View *view, Batch *batch) noexcept nogil:
+                      real *e, vec m, const View *view, const Columns *ahead,
+                      Batch *batch) noexcept nogil:
     """sum_batch of VLEN rows of up to a block, whose columns x are packed.
 
     m: the rows' maxima. e, the exponentials if they are stored, may be x.
     """
     if kind == EXP_STORED:
-        sum_columns_of(EXP_STORED, dense, n, x, y, e, m, view, batch)
+        sum_columns_of(EXP_STORED, dense, n, x, y, e, m, view, ahead, batch)
     else:
-        sum_columns_of(EXP_SUMMED, dense, n, x, y, e, m, view, batch)
+        sum_columns_of(EXP_SUMMED, dense, n, x, y, e, m, view, ahead, batch)
 
 
 cdef inline void sum_columns_of(int kind, bint dense, Py_ssize_t n, const real *x, const real *y,
-                                real *e, vec m, const View *view, Batch *batch) noexcept nogil:
+                                real *e, vec m, const View *view, const Columns *ahead,
+                                Batch *batch) noexcept nogil:
     if dense and view.general:
-        sum_columns_as(kind, True, True, 0, n, x, y, e, m, view, batch)
+        sum_columns_as(kind, True, True, 0, n, x, y, e, m, view, ahead, batch)
     elif dense:
-        sum_columns_as(kind, False, True, 0, n, x, y, e, m, view, batch)
+        sum_columns_as(kind, False, True, 0, n, x, y, e, m, view, ahead, batch)
     elif view.general:
-        sum_columns_as(kind, True, False, 0, n, x, y, e, m, view, batch)
+        sum_columns_as(kind, True, False, 0, n, x, y, e, m, view, ahead, batch)
     elif n == 2:
-        sum_columns_as(kind, False, False, 2, n, x, y, e, m, view, batch)
+        sum_columns_as(kind, False, False, 2, n, x, y, e, m, view, ahead, batch)
     elif n == 3:
-        sum_columns_as(kind, False, False, 3, n, x, y, e, m, view, batch)
+        sum_columns_as(kind, False, False, 3, n, x, y, e, m, view, ahead, batch)
     elif n == 4:
-        sum_columns_as(kind, False, False, 4, n, x, y, e, m, view, batch)
+        sum_columns_as(kind, False, False, 4, n, x, y, e, m, view, ahead, batch)
     elif n == 5:
-        sum_columns_as(kind, False, False, 5, n, x, y, e, m, view, batch)
+        sum_columns_as(kind, False, False, 5, n, x, y, e, m, view, ahead, batch)
     elif n == 6:
-        sum_columns_as(kind, False, False, 6, n, x, y, e, m, view, batch)
+        sum_columns_as(kind, False, False, 6, n, x, y, e, m, view, ahead, batch)
     elif n == 7:
-        sum_columns_as(kind, False, False, 7, n, x, y, e, m, view, batch)
+        sum_columns_as(kind, False, False, 7, n, x, y, e, m, view, ahead, batch)
     elif n == 8:
-        sum_columns_as(kind, False, False, 8, n, x, y, e, m, view, batch)
+        sum_columns_as(kind, False, False, 8, n, x, y, e, m, view, ahead, batch)
     else:
-        sum_columns_as(kind, False, False, 0, n, x, y, e, m, view, batch)
+        sum_columns_as(kind, False, False, 0, n, x, y, e, m, view, ahead, batch)
 
 
 cdef void few_to_columns(int n, const real *rows, real *columns) noexcept nogil:
@@ -1292,7 +1314,7 @@ cdef inline Py_ssize_t sum_few(int op, const Rows *rows, Py_ssize_t n, Py_ssize_
     for c in range(n):
         m = v_max(v_load(columns + c * VLEN), m)
     outside = out_of_reach(False, m, view)
-    sum_columns(kind_of(op), False, n, columns, NULL, e, m, view, batch)
+    sum_columns(kind_of(op), False, n, columns, NULL, e, m, view, NULL, batch)
     return first_bit(outside) if outside != 0 else count
 
 

@@ -26,6 +26,12 @@ cdef struct Panel:
     vmask last             # its lanes that are
     int full               # its vectors if they are WIDE or half of that, with rows in all lanes
     bint dense             # whether every class has a target weight q of its own
+    bint asks_ahead        # whether memory is asked for the next panel while this one is in work
+
+cdef enum:
+    # Measured: above, the next panel takes too much of the caches; below, it is in one already.
+    AHEAD_COLUMNS = 128
+    FROM_MEMORY = 16 << 20  # bytes
 
 cdef struct PanelScratch:
     real *packed       # a block of columns for each vector
@@ -363,8 +369,11 @@ cdef inline void short_panel(int op, const Task *task, const Panel *panel, const
     cdef Last[WIDE] last
     cdef vec[WIDE] m
     cdef real *packed
+    cdef Columns ahead  # of the next panel
     cdef bint complete = True
     cdef int v
+    ahead.first = panel.x + panel.vectors * VLEN * <Py_ssize_t>sizeof(real)
+    ahead.step = panel.x_step
     pack(panel, 0, panel.n, scratch.packed, m)
     if panel.dense and task.target == NULL:
         pack_q(task, panel, 0, panel.n, scratch)
@@ -374,7 +383,9 @@ cdef inline void short_panel(int op, const Task *task, const Panel *panel, const
         packed = scratch.packed + v * packed_at(BLOCK)
         outside[v] = out_of_reach(view.general, m[v], view)
         sum_columns(kind_of(op), panel.dense, panel.n, packed,
-                    scratch.packed_y + v * scratch.y_next, packed, m[v], view, &batches[v])
+                    scratch.packed_y + v * scratch.y_next, packed, m[v], view,
+                    &ahead if panel.asks_ahead else NULL, &batches[v])
+        ahead.first += VLEN * sizeof(real)
     set_last(op, task, panel, view, batches, last)
     if op == LOG_SOFTMAX and view.general:
         write_packed(op, True, False, panel, 0, panel.n, scratch, last, outside)
@@ -429,7 +440,8 @@ cdef inline bint long_panel(int op, const Task *task, const Panel *panel, const 
             if out_of_reach(view.general, running[v], view) != 0:
                 return False
             sum_columns(kind_of(op), panel.dense, end - begin, packed,
-                        scratch.packed_y + v * scratch.y_next, packed, m[v], view, batch)
+                        scratch.packed_y + v * scratch.y_next, packed, m[v], view, NULL,
+                        batch)
             for k in range(VLEN):
                 level[v * VLEN + k].max = batch.max[k]
                 level[v * VLEN + k].at_max = batch.at_max[k]
@@ -624,6 +636,8 @@ cdef inline int run_panels(int op, const Task *task, Py_ssize_t begin,
     while (<Py_ssize_t>1 << levels) <= 2 * blocks:
         levels += 1
     panel.dense = is_dense(op, task)
+    panel.asks_ahead = (task.n <= AHEAD_COLUMNS and task.outer * task.inner * task.n
+                        > FROM_MEMORY // <Py_ssize_t>sizeof(real))
     memory = <char *>malloc(columns * (blocks * sizeof(double) + levels * sizeof(Partial))
                             + (2 * room if panel.dense else room) * sizeof(real) + 64)
     if memory == NULL:
