@@ -83,7 +83,7 @@ def extensions() -> list[Extension]:
         "pysoftmax.backends._cpu",
         ["src/cpu/_cpu.pyx"],
         include_dirs=["src/cpu", numpy.get_include()],
-        depends=["src/cpu/half.h", "src/cpu/kernels.h", "src/cpu/task.pxi"],
+        depends=["src/cpu/kernels.h", "src/cpu/task.pxi"],
         define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION")],
         extra_compile_args=FLAGS,
     )

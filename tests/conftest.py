@@ -15,6 +15,9 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import cases
 import on_device
 
+from pysoftmax.backends import _cpu as cpu
+from pysoftmax.backends import numpy as numpy_backend
+
 # Pictures need no screen.
 os.environ.setdefault("MPLBACKEND", "agg")
 
@@ -245,3 +248,11 @@ def pytest_collection_modifyitems(config, items):
         items[:] = [item for item in items if item not in left_out]
     for item in items:
         item.add_marker(pytest.mark.filterwarnings("error::RuntimeWarning"))
+
+
+@pytest.fixture(params=cpu.available_targets())
+def any_target(request):
+    """Each CPU target that this build and this CPU have, for functions of the door itself."""
+    cpu.use_target(request.param)
+    yield
+    cpu.use_target(numpy_backend.target)

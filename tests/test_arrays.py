@@ -10,6 +10,7 @@ from cases import BFLOAT16, CALLS, normal, python
 from oracles import assert_same_bytes
 
 import pysoftmax as ps
+from pysoftmax.backends import _cpu as cpu
 
 
 @pytest.fixture(params=CALLS)
@@ -439,8 +440,39 @@ def test_a_memory_map_is_read_and_written_where_it_is(tmp_path):
         ps.softmax(source, out=source)
 
 
+@pytest.mark.parametrize("dtype", [np.float16, BFLOAT16])
+def test_half_precisions_are_widened_exactly(any_target, dtype):
+    halves = np.arange(2**16, dtype=np.uint16).view(dtype)
+    floats = np.empty(halves.shape, np.float32)
+    cpu.widen(halves, floats)
+    np.testing.assert_array_equal(floats, halves.astype(np.float32))
+    assert_same_bytes(np.signbit(floats), np.signbit(halves))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, BFLOAT16])
+def test_half_precisions_are_rounded_as_numpy_and_ml_dtypes_do(any_target, dtype):
+    """Every half, the middle between it and the next, and a little to either side of that."""
+    halves = np.arange(2**16, dtype=np.uint16).view(dtype)
+    with np.errstate(invalid="ignore", over="ignore"):
+        ends = halves.astype(np.float32)
+        next_ends = (
+            (np.arange(2**16, dtype=np.uint16) + np.uint16(1)).view(dtype).astype(np.float32)
+        )
+        middle = ends / 2 + next_ends / 2
+        floats = np.concatenate(
+            [ends, middle, np.nextafter(middle, ends), np.nextafter(middle, next_ends)]
+            + [np.float32([3e38, -3e38, 1e-45, -1e-45, 65519.99, 65520])]
+        )
+        expected = floats.astype(dtype)
+    rounded = np.empty(floats.shape, dtype)
+    cpu.narrow(floats, rounded)
+    is_number = ~np.isnan(floats)
+    assert np.isnan(rounded[~is_number].astype(np.float32)).all()
+    assert_same_bytes(rounded[is_number], expected[is_number])
+
+
 def test_half_precision_from_a_memory_map_is_converted_in_parts(tmp_path):
-    x = normal((2000, 1000), np.float16)
+    x = normal((4000, 1000), np.float16)
     x.tofile(tmp_path / "x")
     source = np.memmap(tmp_path / "x", np.float16, "r", shape=x.shape)
     target = np.memmap(tmp_path / "y", np.float16, "w+", shape=x.shape)

@@ -434,13 +434,6 @@ def test_a_softmax_that_cannot_be_watched_is_refused(x, options, error, words):
 # --- the largest of a row -------------------------------------------------------------------------
 
 
-@pytest.fixture(params=cpu.available_targets())
-def any_target(request):
-    cpu.use_target(request.param)
-    yield
-    cpu.use_target(numpy_backend.target)
-
-
 def assert_top(p):
     value, place = numpy_backend.top(p)
     assert (value.dtype, place.dtype) == (np.float64, np.int64)

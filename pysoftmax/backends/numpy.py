@@ -47,7 +47,7 @@ namespace = np
 silent = np.errstate(all="ignore")
 
 # Elements converted at a time, where the kernels' real type is not the array's.
-SLAB = 1 << 16
+SLAB = 1 << 17
 
 TARGET_VARIABLE = "PYSOFTMAX_CPU_TARGET"
 
@@ -190,10 +190,36 @@ def _real(dtype: np.dtype[Any]) -> np.dtype[Any]:
     return np.dtype(np.float32) if dtype.itemsize == 2 else dtype.newbyteorder("=")
 
 
+def _is_half(dtype: np.dtype[Any]) -> bool:
+    """Whether it is float16 or bfloat16, in this machine's byte order."""
+    return dtype.char in "eE" and dtype.isnative
+
+
+def _as_type(array: Array, dtype: np.dtype[Any]) -> Array:
+    """`array.astype(dtype, copy=False)`, half precisions by our own loops: NumPy's are slow."""
+    if dtype == np.float32 and _is_half(array.dtype):
+        convert = cpu.widen
+    elif _is_half(dtype) and array.dtype == np.float32:
+        convert = cpu.narrow
+    else:
+        return array.astype(dtype, copy=False)
+    result = np.empty(array.shape, dtype)
+    convert(np.require(array, requirements=("C", "A")), result)
+    return result
+
+
+def _assign(out: Array, values: Array) -> None:
+    """`out[...] = values`, likewise."""
+    if _is_half(out.dtype) and values.dtype == np.float32 and out.flags.carray:
+        cpu.narrow(np.ascontiguousarray(values), out)
+    else:
+        out[...] = _as_type(values, out.dtype)
+
+
 def _computable(array: Array, wanted: np.dtype[Any]) -> Array:
     """`array` converted to `wanted`, in a form that the kernels read: aligned and native."""
     for dtype in (wanted.newbyteorder("="), _real(wanted)):
-        array = array.astype(dtype, copy=False)
+        array = _as_type(array, dtype)
     return array if array.flags.aligned else array.copy()
 
 
@@ -238,7 +264,7 @@ class _Output:
         if axes and axes[-1] - axes[0] + 1 != len(axes):
             last = range(out.ndim - len(axes), out.ndim)
             rows = np.moveaxis(rows.reshape(np.moveaxis(out, axes, last).shape), last, axes)
-        out[...] = rows.reshape(out.shape)
+        _assign(out, rows.reshape(out.shape))
 
 
 def _row_output(out: Array, *inputs: Array | None) -> Array:
@@ -336,7 +362,7 @@ def logsumexp(x: Array, axis: tuple[int, ...], out: Array, where: Array | None) 
         if rows:
             result[rows] = target
     if result is not out:
-        out[...] = result
+        _assign(out, result)
 
 
 @silent
@@ -349,7 +375,7 @@ def dot(x: Array, y: Array, axis: tuple[int, ...], out: Array) -> None:
         row_out=result,
     )
     if result is not out:
-        out[...] = result
+        _assign(out, result)
 
 
 @silent
@@ -391,7 +417,7 @@ def cross_entropy(
         gradient_scale=1 / divisor if divisor else 0.0,
     )
     if row_out is not loss:
-        loss[...] = row_out
+        _assign(loss, row_out)
     if output is not None:
         output.finish()
 
@@ -465,7 +491,7 @@ def _elementwise(function: Any, x: Array, out: Array) -> None:
         result = _flat_output(target, source)
         function(source, result)
         if result is not target:
-            target[...] = result
+            _assign(target, result)
 
 
 def _flat_output(out: Array, *inputs: Array | None) -> Array:
@@ -500,10 +526,10 @@ def binary_cross_entropy(
     grads = None if grad is None else _flat_output(grad, x, y, w, v)
     losses = None if loss is None else _flat_output(loss)
     total = cpu.binary_cross_entropy(x, y, w, v, losses, grads, 1 / divisor)
-    if grad is not None and grads is not grad:
-        grad[...] = grads
-    if loss is not None and losses is not loss:
-        loss[...] = losses
+    if grad is not None and grads is not None and grads is not grad:
+        _assign(grad, grads)
+    if loss is not None and losses is not None and losses is not loss:
+        _assign(loss, losses)
     return total
 
 
@@ -540,14 +566,16 @@ def _vjp(
     temperature: Any,
     out: Array,
 ) -> None:
-    values = _computable(values, out.dtype)
-    grad_output = _computable(grad_output, values.dtype)
-    output = _Output(out, axis, values, grad_output)
-    cpu.run_rows(
-        operation,
-        _rows(values, axis),
-        y=_rows(grad_output, axis),
-        out=output.view,
-        temperature=_temperatures(temperature, out),
-    )
-    output.finish()
+    for part, rows in _slabs(values, out, axis, grad_output):
+        degrees = temperature if isinstance(temperature, float) else temperature[rows]
+        source = _computable(values[part], out.dtype)
+        factor = _computable(grad_output[part], source.dtype)
+        output = _Output(out[part], axis, source, factor)
+        cpu.run_rows(
+            operation,
+            _rows(source, axis),
+            y=_rows(factor, axis),
+            out=output.view,
+            temperature=_temperatures(degrees, out),
+        )
+        output.finish()

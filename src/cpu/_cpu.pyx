@@ -21,9 +21,6 @@ from libc.string cimport memcpy, memset
 
 include "task.pxi"
 
-cdef extern from "half.h" nogil:
-    float float_of_half(uint16_t half)
-    uint16_t half_of_float(float value)
 
 cdef extern from *:
     """
@@ -514,6 +511,41 @@ def top(cnp.ndarray x not None, cnp.ndarray value not None, cnp.ndarray place no
         over_range(top_of_range, &task, rows, threads)
 
 
+cdef int widen_range(const Task *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
+    float32_table.widen(task.x.n, <const uint16_t *>task.x.data + begin,
+                        <float *>task.out.data + begin, end - begin)
+    return 0
+
+
+cdef int narrow_range(const Task *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
+    float32_table.narrow(task.x.n, <const float *>task.x.data + begin,
+                         <uint16_t *>task.out.data + begin, end - begin)
+    return 0
+
+
+cdef void convert(RangeFunction function, cnp.ndarray source, cnp.ndarray target, bint bfloat):
+    cdef Task task
+    cdef int threads = threads_for(cnp.PyArray_SIZE(source))
+    memset(&task, 0, sizeof(task))
+    task.x.data = <char *>cnp.PyArray_DATA(source)
+    task.x.n = bfloat
+    task.out.data = <char *>cnp.PyArray_DATA(target)
+    if threads > 1:
+        mark_openmp_used()
+    with nogil:
+        over_range(function, &task, cnp.PyArray_SIZE(source), threads)
+
+
+def widen(cnp.ndarray halves not None, cnp.ndarray floats not None, /):
+    """Write float16 or bfloat16 to float32 of the same shape; both contiguous."""
+    convert(widen_range, halves, floats, cnp.PyArray_TYPE(halves) != cnp.NPY_FLOAT16)
+
+
+def narrow(cnp.ndarray floats not None, cnp.ndarray halves not None, /):
+    """Round float32 to float16 or bfloat16 of the same shape; both contiguous."""
+    convert(narrow_range, floats, halves, cnp.PyArray_TYPE(halves) != cnp.NPY_FLOAT16)
+
+
 def entropy(cnp.ndarray row not None):
     """sum p log(1 / p) of a contiguous row of probabilities."""
     return table_of(row).entropy(cnp.PyArray_DATA(row), cnp.PyArray_SIZE(row))
@@ -638,17 +670,25 @@ cdef inline bint is_simple(object x) noexcept:
 
 
 cdef enum:
-    SMALL = 1 << 12  # elements that are copied sooner than the general way is taken
+    # Elements that are copied sooner than the general way is taken; half precisions must be copied
+    # there as well.
+    SMALL = 1 << 12
+    SMALL_HALF = 1 << 18
 
 
-cdef object made_simple(object x, object dtype, bint *half):
+cdef inline bint is_half(cnp.ndarray x) noexcept:
+    """Whether it is float16, or bfloat16 of ml_dtypes."""
+    return cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT16 or (<cnp.dtype>x.dtype).type == c"E"
+
+
+cdef object made_simple(object x, object dtype, int *half):
     """x if it is simple and of the dtype, if one is given; a copy that is of what is small.
 
-    half: whether the result is to be rounded to float16; the copy is then in float32. No copy
-    is narrower than what was given. None for all else.
+    half: the number of float16 or bfloat16 if the result is to be rounded to that, else 0; the
+    copy is then in float32. No copy is narrower than what was given. None for all else.
     """
     cdef int given, wanted
-    half[0] = False
+    half[0] = 0
     if dtype is None and is_simple(x):
         return x
     if type(x) is list or type(x) is tuple:
@@ -660,9 +700,16 @@ cdef object made_simple(object x, object dtype, bint *half):
         wanted = (<cnp.dtype>numpy.dtype(dtype)).type_num
     if given == wanted and is_simple(x):
         return x
-    if (cnp.PyArray_SIZE(<cnp.ndarray>x) > SMALL
-            or given not in (cnp.NPY_FLOAT16, cnp.NPY_FLOAT32, cnp.NPY_FLOAT64, cnp.NPY_INT32,
-                             cnp.NPY_INT64)):
+    if is_half(<cnp.ndarray>x):
+        if cnp.PyArray_SIZE(<cnp.ndarray>x) > SMALL_HALF:
+            return None
+        x = from_half(x if is_plain(<cnp.ndarray>x) else cnp.PyArray_Cast(<cnp.ndarray>x, given))
+        if wanted == given:
+            half[0] = given
+            return x
+        given = cnp.NPY_FLOAT32
+    elif (cnp.PyArray_SIZE(<cnp.ndarray>x) > SMALL
+            or given not in (cnp.NPY_FLOAT32, cnp.NPY_FLOAT64, cnp.NPY_INT32, cnp.NPY_INT64)):
         return None
     if given == cnp.NPY_INT32 or given == cnp.NPY_INT64:
         given = cnp.NPY_FLOAT64
@@ -670,11 +717,6 @@ cdef object made_simple(object x, object dtype, bint *half):
             wanted = given
     if not is_plain(<cnp.ndarray>x) or given == cnp.NPY_FLOAT64:
         x = cnp.PyArray_Cast(<cnp.ndarray>x, given)
-    if given == cnp.NPY_FLOAT16:
-        x = from_half(x)
-        given = cnp.NPY_FLOAT32
-        half[0] = wanted == cnp.NPY_FLOAT16
-        wanted = given if half[0] else wanted
     if given == cnp.NPY_FLOAT32 and wanted == cnp.NPY_FLOAT64:
         return in_double(x)
     return x if given == wanted else None
@@ -684,25 +726,15 @@ cdef inline cnp.ndarray new_like(cnp.ndarray x, int number):
     return cnp.PyArray_EMPTY(cnp.PyArray_NDIM(x), cnp.PyArray_DIMS(x), number, 0)
 
 
-# Here, because conversions of NumPy's own report overflow, underflow and signalling NaN.
-
 cdef object from_half(cnp.ndarray x):
     cdef cnp.ndarray result = new_like(x, cnp.NPY_FLOAT32)
-    cdef const uint16_t *given = <const uint16_t *>cnp.PyArray_DATA(x)
-    cdef float *value = <float *>cnp.PyArray_DATA(result)
-    cdef Py_ssize_t i
-    for i in range(cnp.PyArray_SIZE(x)):
-        value[i] = float_of_half(given[i])
+    widen(x, result)
     return result
 
 
-cdef object in_half(cnp.ndarray x):
-    cdef cnp.ndarray result = new_like(x, cnp.NPY_FLOAT16)
-    cdef const float *given = <const float *>cnp.PyArray_DATA(x)
-    cdef uint16_t *value = <uint16_t *>cnp.PyArray_DATA(result)
-    cdef Py_ssize_t i
-    for i in range(cnp.PyArray_SIZE(x)):
-        value[i] = half_of_float(given[i])
+cdef object in_half(cnp.ndarray x, int number):
+    cdef cnp.ndarray result = new_like(x, number)
+    narrow(x, result)
     return result
 
 
@@ -827,7 +859,7 @@ cdef inline double degrees_of(object temperature):
 cdef inline object fast_map(Operation op, object x, object axis, object temperature,
                             object where, object dtype, object out):
     cdef Task task
-    cdef bint half
+    cdef int half
     cdef double degrees = degrees_of(temperature)
     x = made_simple(x, dtype, &half)
     if x is None or not fill_task(&task, <cnp.ndarray>x, axis):
@@ -845,14 +877,14 @@ cdef inline object fast_map(Operation op, object x, object axis, object temperat
     if where is not None and not set_mask(&task, where, <cnp.ndarray>x):
         return None
     if out is None:
-        out = empty_like(<cnp.ndarray>x)
+        out = x if half else empty_like(<cnp.ndarray>x)  # x is a copy then
     elif (half or not can_hold(out, <cnp.ndarray>x)
           or not (where is None or are_apart(out, where))):
         return None
     task.out = task.x
     task.out.data = <char *>cnp.PyArray_DATA(<cnp.ndarray>out)
     run_with_or_without_gil(op, &task, cnp.PyArray_ITEMSIZE(<cnp.ndarray>x))
-    return in_half(out) if half else out
+    return in_half(out, half) if half else out
 
 
 def fast_softmax(x, axis, temperature, where, dtype, out):
@@ -897,7 +929,7 @@ def fast_softmax_and_top(x, axis, temperature, out):
 def fast_logsumexp(x, axis, keepdims, dtype, out):
     """logsumexp over one axis or all of an array that is simple or made so, or None."""
     cdef Task task
-    cdef bint half
+    cdef int half
     cdef cnp.npy_intp[64] shape
     cdef int k, ndim, along, kept = 0
     cdef cnp.ndarray result
@@ -926,7 +958,7 @@ def fast_logsumexp(x, axis, keepdims, dtype, out):
     task.row_out = cnp.PyArray_DATA(result)
     run_with_or_without_gil(LOGSUMEXP, &task, cnp.PyArray_ITEMSIZE(<cnp.ndarray>x))
     if half:
-        result = in_half(result)
+        result = in_half(result, half)
     return result if kept else result[()]
 
 
@@ -941,7 +973,7 @@ def fast_log_sigmoid(x, dtype, out):
 
 
 cdef inline object fast_elements(function, x, dtype, out):
-    cdef bint half
+    cdef int half
     x = made_simple(x, dtype, &half)
     if x is None:
         return None
@@ -950,7 +982,7 @@ cdef inline object fast_elements(function, x, dtype, out):
     elif half or not can_hold(out, <cnp.ndarray>x):
         return None
     function(x, out)
-    return in_half(out) if half else out
+    return in_half(out, half) if half else out
 
 
 cdef inline cnp.ndarray empty_like(cnp.ndarray x):
@@ -966,18 +998,18 @@ cdef inline bint is_like(object y, cnp.ndarray x) noexcept:
 def fast_vjp(int operation, grad_output, values, axis, temperature, out):
     """softmax_vjp or log_softmax_vjp of arrays that are simple or made so, or None."""
     cdef Task task
-    cdef bint half
+    cdef int half, other_half
     cdef double degrees = degrees_of(temperature)
     values = made_simple(values, None, &half)
-    if values is None or half:
+    if values is None or half and out is not None:
         return None
-    grad_output = made_simple(grad_output, None, &half)
-    if half or not is_like(grad_output, <cnp.ndarray>values):
+    grad_output = made_simple(grad_output, None, &other_half)
+    if other_half != half or not is_like(grad_output, <cnp.ndarray>values):
         return None
     if not degrees > 0 or not fill_task(&task, <cnp.ndarray>values, axis):
         return None
     if out is None:
-        out = empty_like(<cnp.ndarray>values)
+        out = values if half else empty_like(<cnp.ndarray>values)
     elif not can_hold(out, <cnp.ndarray>values) or not can_hold(out, <cnp.ndarray>grad_output):
         return None
     task.temperature = &degrees
@@ -985,7 +1017,7 @@ def fast_vjp(int operation, grad_output, values, axis, temperature, out):
     task.y.data = <char *>cnp.PyArray_DATA(<cnp.ndarray>grad_output)
     task.out.data = <char *>cnp.PyArray_DATA(<cnp.ndarray>out)
     run_with_or_without_gil(<Operation>operation, &task, cnp.PyArray_ITEMSIZE(<cnp.ndarray>values))
-    return out
+    return in_half(out, half) if half else out
 
 
 cdef inline bint are_labels(object target, cnp.ndarray logits, Py_ssize_t along) noexcept:
@@ -1046,7 +1078,7 @@ def fast_cross_entropy(logits, target, axis, weight, ignore_index, label_smoothi
     cdef cnp.npy_intp[64] shape
     cdef Py_ssize_t i, along, rows, used = 0
     cdef int k, ndim
-    cdef bint half
+    cdef int half
     cdef double divisor, degrees = degrees_of(temperature)
     if (type(label_smoothing) is not float or not 0 <= label_smoothing <= 1
             or type(ignore_index) is not int or axis is None):

@@ -97,6 +97,7 @@ cdef inline vec exp_of_negative(vec x) noexcept nogil:
     view.temperature = 1
     view.beta_high = 1
     view.beta_low = 0
+    view.general = False
     set_scale(&scale, &view, 0)
     return v_mul(exp_scaled(False, x, &scale), v_set1(<real>two_to(-HEADROOM)))
 

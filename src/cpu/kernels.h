@@ -105,6 +105,9 @@ typedef struct {
                                  const void *pos_weight, void *loss, void *grad,
                                  double scale, Py_ssize_t n);
     double (*sum)(const void *x, Py_ssize_t n);
+    /* Half precisions, bfloat16 or else float16, from and to float, whatever the real type. */
+    void (*widen)(int bfloat, const uint16_t *halves, float *floats, Py_ssize_t n);
+    void (*narrow)(int bfloat, const float *floats, uint16_t *halves, Py_ssize_t n);
 
     /* rows[SOFTMAX], and of those rows that allow it what `top` finds while they are written; the
      * tops of the others are left as they are. */

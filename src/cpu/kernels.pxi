@@ -13,6 +13,7 @@ include "confidence.pxi"
 include "row.pxi"
 include "vertical.pxi"
 include "elementwise.pxi"
+include "halves.pxi"
 
 cdef KernelTable table
 
@@ -42,6 +43,8 @@ table.sigmoid = sigmoid
 table.log_sigmoid = log_sigmoid
 table.binary_cross_entropy = binary_cross_entropy
 table.sum = sum_of
+table.widen = widen
+table.narrow = narrow
 table.softmax_with_top = softmax_rows_with_top
 table.top = top
 table.entropy = entropy

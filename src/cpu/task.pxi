@@ -1,6 +1,6 @@
 # kernels.h as Cython sees it: what the door and the kernel modules share.
 
-from libc.stdint cimport int64_t
+from libc.stdint cimport int64_t, uint16_t
 
 cdef extern from "kernels.h" nogil:
     ctypedef struct Operand:
@@ -53,6 +53,8 @@ cdef extern from "kernels.h" nogil:
         void (*binary_cross_entropy)(const void *, const void *, const void *, const void *,
                                      void *, void *, double, Py_ssize_t) noexcept nogil
         double (*sum)(const void *, Py_ssize_t) noexcept nogil
+        void (*widen)(bint, const uint16_t *, float *, Py_ssize_t) noexcept nogil
+        void (*narrow)(bint, const float *, uint16_t *, Py_ssize_t) noexcept nogil
         RangeFunction softmax_with_top
         void (*top)(const void *, Py_ssize_t, Py_ssize_t, double *, int64_t *) noexcept nogil
         double (*entropy)(const void *, Py_ssize_t) noexcept nogil

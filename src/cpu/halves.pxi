@@ -1,0 +1,27 @@
+# float16 and bfloat16 from and to float: exact one way, rounded to the nearest the other.
+#
+# One read and one write.
+
+cdef extern from "half.h" nogil:
+    void floats_of_halves(const uint16_t *halves, float *floats, Py_ssize_t n)
+    void halves_of_floats(const float *floats, uint16_t *halves, Py_ssize_t n)
+    float float_of_bfloat(uint16_t bfloat)
+    uint16_t bfloat_of_float(float value)
+
+
+cdef void widen(bint bfloat, const uint16_t *halves, float *floats, Py_ssize_t n) noexcept nogil:
+    cdef Py_ssize_t i
+    if not bfloat:
+        floats_of_halves(halves, floats, n)
+        return
+    for i in range(n):
+        floats[i] = float_of_bfloat(halves[i])
+
+
+cdef void narrow(bint bfloat, const float *floats, uint16_t *halves, Py_ssize_t n) noexcept nogil:
+    cdef Py_ssize_t i
+    if not bfloat:
+        halves_of_floats(floats, halves, n)
+        return
+    for i in range(n):
+        halves[i] = bfloat_of_float(floats[i])
