@@ -47,7 +47,7 @@ namespace = np
 silent = np.errstate(all="ignore")
 
 # Elements converted at a time, where the kernels' real type is not the array's.
-SLAB = 1 << 17
+SLAB = 1 << 16
 
 TARGET_VARIABLE = "PYSOFTMAX_CPU_TARGET"
 

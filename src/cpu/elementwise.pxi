@@ -56,7 +56,7 @@ cdef inline vec weighted(vec y, vec value) noexcept nogil:
 
 
 cdef struct Binary:
-    # The operands from some element on; weight, pos_weight and grad may be NULL.
+    # The operands; weight, pos_weight and grad may be NULL.
     const real *x
     const real *y
     const real *weight
