@@ -105,7 +105,12 @@ def extensions() -> list[Extension]:
 
 
 class Build(build_ext):
-    """Checks the compiler first, and adds OpenMP where it has it."""
+    """Checks the compiler first, adds OpenMP where it has it, and compiles on every core."""
+
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        # Not by setup(options=…), which editable installs leave aside.
+        self.parallel = self.parallel or os.cpu_count() or 1
 
     def build_extensions(self) -> None:
         if not self.compiles("#include <Python.h>\nint main(void) { return 0; }"):
@@ -165,5 +170,4 @@ class Copy(build_py):
 setup(
     ext_modules=extensions() if not {"egg_info", "dist_info", "sdist"} & set(sys.argv) else [],
     cmdclass={"build_ext": Build, "build_py": Copy},
-    options={"build_ext": {"parallel": os.cpu_count() or 1}},
 )
