@@ -469,6 +469,110 @@ def test_half_precisions_are_rounded_as_numpy_and_ml_dtypes_do(any_target, dtype
     assert_same_bytes(rounded[is_number], expected[is_number])
 
 
+PARTS = {
+    "short rows": ((3000, 10), -1),
+    "rows": ((70, 300), -1),
+    "long rows": ((3, 40_000), -1),
+    "a row for several threads": ((1_100_000,), 0),
+    "neighbours": ((3, 40, 700), 1),
+    "few neighbours": ((500, 7, 5), 1),
+    "more neighbours than fit": ((40_000, 40), 0),
+}
+LAYOUTS = {
+    "as they are": lambda x: x,
+    "turned": lambda x: np.asfortranarray(x),
+    "reversed": lambda x: x[::-1].copy()[::-1],
+    "every other": lambda x: np.repeat(x, 2, axis=-1)[..., ::2],
+}
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("case", PARTS)
+def test_half_precision_is_single_precision_rounded_in_every_part(half, case, layout, threads):
+    shape, axis = PARTS[case]
+    x, g = normal(shape, np.float32).astype(half), normal(shape, np.float32, seed=1).astype(half)
+    where = normal(shape, np.float32, seed=2) > 0
+    of_rows = np.delete(shape, axis)
+    degrees = np.linspace(0.5, 2, int(np.prod(of_rows))).reshape(of_rows)
+    arrange = LAYOUTS[layout]
+
+    def single(function, *arrays, **options):
+        arrays = [np.ascontiguousarray(a.astype(np.float32)) for a in arrays]
+        with np.errstate(over="ignore"):
+            return function(*arrays, **options).astype(half)
+
+    with ps.num_threads(threads):
+        for options in ({}, {"temperature": degrees}, {"where": where}, {"temperature": 3.0}):
+            for function in (ps.softmax, ps.log_softmax):
+                out = arrange(np.zeros_like(x))
+                assert function(arrange(x), axis, out=out, **options) is out
+                assert_same_bytes(out, single(function, x, axis=axis, **options))
+        lse = ps.logsumexp(arrange(x), axis)
+        assert_same_bytes(np.asarray(lse), np.asarray(single(ps.logsumexp, x, axis=axis)))
+        p = ps.softmax(x, axis)
+        for function in (ps.softmax_vjp, ps.log_softmax_vjp):
+            expected = single(function, g, p, axis=axis)
+            assert_same_bytes(function(arrange(g), arrange(p), axis), expected)
+            assert_same_bytes(function(g.astype(np.float32), arrange(p), axis), expected)
+            out = arrange(g).copy(order="K")
+            assert_same_bytes(function(out, p, axis, out=out), expected)
+        in_single = ps.softmax(arrange(x), axis, dtype=np.float32)
+        assert_same_bytes(in_single, ps.softmax(x.astype(np.float32), axis))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("shape", [(1, 10), (40_000, 3), (70, 1000)])
+def test_losses_of_half_precision_are_those_of_single_precision(half, shape, threads):
+    x = normal(shape, np.float32).astype(half)
+    labels = np.arange(shape[0]) % shape[1]
+    labels[1::7] = -100
+    fractions = ps.softmax(normal(shape, np.float32, seed=1).astype(half))
+    weight = np.linspace(0.5, 2, shape[1])
+
+    def assert_close_after_rounding(function, target, **options):
+        for reduction in ("none", "sum", "mean"):
+            loss, grad = function(x, target, reduction=reduction, **options)
+            with np.errstate(over="ignore"):
+                same = target.astype(np.float32) if target.dtype == half else target
+                wide, wide_grad = function(
+                    x.astype(np.float32), same, reduction=reduction, **options
+                )
+                expected = np.asarray(wide).astype(half)
+                assert_same_bytes(grad, wide_grad.astype(half))
+            assert np.asarray(loss).dtype == half
+            if reduction == "none":
+                assert_same_bytes(loss, expected)
+            else:  # rounded once, where the expected value was rounded to float32 before
+                unit = 2.0**-7 if half.char == "E" else 2.0**-10
+                np.testing.assert_allclose(np.float64(loss), expected.astype(float), rtol=unit)
+            out = x.copy()
+            assert_same_bytes(
+                function(out, target, reduction=reduction, grad_out=out, **options)[1], grad
+            )
+
+    with ps.num_threads(threads):
+        for target in (labels, fractions):
+            for options in ({}, {"weight": weight}, {"label_smoothing": 0.1}):
+                assert_close_after_rounding(ps.cross_entropy_with_grad, target, **options)
+        for options in ({}, {"weight": 0.3}, {"pos_weight": weight.astype(half)}):
+            assert_close_after_rounding(
+                ps.binary_cross_entropy_with_logits_with_grad, fractions, **options
+            )
+
+
+def test_targets_of_half_precision_outside_their_interval_are_refused(half):
+    x = np.zeros((2, 3), half)
+    for value in (-0.0, 0.0, 1.0):
+        ps.binary_cross_entropy_with_logits(x, np.full_like(x, value))
+    for value in (-6e-8, 1.01, -1, np.nan, np.inf):
+        with pytest.raises(ValueError, match=r"target must be in \[0, 1\]"):
+            ps.binary_cross_entropy_with_logits(x, np.full_like(x, value))
+    for value in (-6e-8, -1, np.nan, -np.inf):
+        with pytest.raises(ValueError, match="target probabilities must be in"):
+            ps.cross_entropy(x, np.full_like(x, value))
+
+
 def test_half_precision_from_a_memory_map_is_converted_in_parts(tmp_path):
     x = normal((2000, 1000), np.float16)
     x.tofile(tmp_path / "x")

@@ -208,19 +208,25 @@ def _as_type(array: Array, dtype: np.dtype[Any]) -> Array:
     return result
 
 
-def _assign(out: Array, values: Array) -> None:
-    """`out[...] = values`, likewise."""
-    if _is_half(out.dtype) and values.dtype == np.float32 and out.flags.carray:
-        cpu.narrow(np.ascontiguousarray(values), out)
-    else:
-        out[...] = _as_type(values, out.dtype)
+def _native(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    return dtype.newbyteorder("=")
+
+
+def _fits(dtype: np.dtype[Any], wanted: np.dtype[Any]) -> bool:
+    """Whether the kernels read `dtype` where `wanted` is computed."""
+    return dtype == _native(wanted) or (_is_half(dtype) and wanted == np.float32)
 
 
 def _computable(array: Array, wanted: np.dtype[Any]) -> Array:
-    """`array` converted to `wanted`, in a form that the kernels read: aligned and native."""
-    for dtype in (wanted.newbyteorder("="), _real(wanted)):
-        array = _as_type(array, dtype)
+    """`array` in a form that the kernels read, and with no more precision than `wanted`."""
+    if not _fits(array.dtype, wanted):
+        array = _as_type(array, _native(wanted))
     return array if array.flags.aligned else array.copy()
+
+
+def _in_reals(array: Array) -> Array:
+    """`array` in what its dtype is computed in."""
+    return _as_type(_computable(array, array.dtype), _real(array.dtype))
 
 
 def _is_same(a: Array, b: Array) -> bool:
@@ -249,13 +255,13 @@ class _Output:
         self.out, self.axes = out, axes
         self.view = _rows(out, axes)
         self.direct = (
-            out.dtype == _real(out.dtype)
+            out.dtype.isnative
             and out.flags.aligned
             and np.may_share_memory(self.view, out)
             and _apart(out, *inputs)
         )
         if not self.direct:
-            self.view = _rows(np.empty(out.shape, _real(out.dtype)), axes)
+            self.view = _rows(np.empty(out.shape, _native(out.dtype)), axes)
 
     def finish(self) -> None:
         if self.direct:
@@ -264,19 +270,19 @@ class _Output:
         if axes and axes[-1] - axes[0] + 1 != len(axes):
             last = range(out.ndim - len(axes), out.ndim)
             rows = np.moveaxis(rows.reshape(np.moveaxis(out, axes, last).shape), last, axes)
-        _assign(out, rows.reshape(out.shape))
+        out[...] = rows.reshape(out.shape)
 
 
 def _row_output(out: Array, *inputs: Array | None) -> Array:
     """A contiguous array for one value per row: `out` itself where that is safe."""
     if (
-        out.dtype == _real(out.dtype)
+        out.dtype.isnative
         and out.flags.c_contiguous
         and out.flags.aligned
         and not any(i is not None and np.may_share_memory(i, out) for i in inputs)
     ):
         return out
-    return np.empty(out.shape, _real(out.dtype))
+    return np.empty(out.shape, _native(out.dtype))
 
 
 def _temperatures(temperature: Any, *outputs: Array | None) -> Array | None:
@@ -298,7 +304,7 @@ def _slabs(x: Array, out: Array, axes: tuple[int, ...], *inputs: Array | None) -
     that no converted copy of all of it is ever held. Otherwise it is a single part.
     """
     free = [i for i, n in enumerate(x.shape) if i not in axes and n > 1]
-    convert = x.dtype != _real(out.dtype) or out.dtype != _real(out.dtype)
+    convert = not (_fits(x.dtype, out.dtype) and out.dtype.isnative)
     if not convert or not free or x.size <= SLAB or not _apart(out, x, *inputs):
         yield (...,), ()
         return
@@ -362,7 +368,7 @@ def logsumexp(x: Array, axis: tuple[int, ...], out: Array, where: Array | None) 
         if rows:
             result[rows] = target
     if result is not out:
-        _assign(out, result)
+        out[...] = result
 
 
 @silent
@@ -375,7 +381,7 @@ def dot(x: Array, y: Array, axis: tuple[int, ...], out: Array) -> None:
         row_out=result,
     )
     if result is not out:
-        _assign(out, result)
+        out[...] = result
 
 
 @silent
@@ -400,7 +406,7 @@ def cross_entropy(
     labels = _labels(target) if target.dtype.kind in "iu" else None
     probabilities = None
     if labels is None:
-        probabilities = _rows(_computable(target, logits.dtype), axes)
+        probabilities = _rows(_computable(target, _real(logits.dtype)), axes)
     output = None if grad is None else _Output(grad, axes, logits)
     row_out = _row_output(loss)
     cpu.run_rows(
@@ -417,7 +423,7 @@ def cross_entropy(
         gradient_scale=1 / divisor if divisor else 0.0,
     )
     if row_out is not loss:
-        _assign(loss, row_out)
+        loss[...] = row_out
     if output is not None:
         output.finish()
 
@@ -441,6 +447,7 @@ def check_labels(target: Array, classes: int, ignore_index: int) -> None:
     )
 
 
+@silent  # bfloat16 warns of NaN
 def check_within(name: str, array: Array, lowest: float, highest: float) -> None:
     if array.size and not (array.min() >= lowest and array.max() <= highest):
         raise ValueError(f"{name} must be in [{lowest:g}, {highest:g}] and not NaN")
@@ -457,7 +464,7 @@ def sum_of_weights(target: Array, weight: Array | None, ignore_index: int) -> fl
 
 
 def sum(x: Array) -> float:
-    return cpu.total(np.ascontiguousarray(_computable(x, x.dtype)))
+    return cpu.total(np.ascontiguousarray(_in_reals(x)))
 
 
 @silent
@@ -468,7 +475,7 @@ def quotient(total: float, divisor: float, dtype: np.dtype[Any]) -> Any:
 def top(rows: Array) -> tuple[Array, Array]:
     """The largest entry of each row of a contiguous matrix, or NaN, and its first place."""
     largest, places = np.empty(len(rows)), np.empty(len(rows), np.int64)
-    cpu.top(_computable(rows, rows.dtype), largest, places)
+    cpu.top(_in_reals(rows), largest, places)
     return largest, places
 
 
@@ -491,19 +498,14 @@ def _elementwise(function: Any, x: Array, out: Array) -> None:
         result = _flat_output(target, source)
         function(source, result)
         if result is not target:
-            _assign(target, result)
+            target[...] = result
 
 
 def _flat_output(out: Array, *inputs: Array | None) -> Array:
     """A contiguous array of the shape of `out`: `out` itself where that is safe."""
-    if (
-        out.dtype == _real(out.dtype)
-        and out.flags.c_contiguous
-        and out.flags.aligned
-        and _apart(out, *inputs)
-    ):
+    if out.dtype.isnative and out.flags.c_contiguous and out.flags.aligned and _apart(out, *inputs):
         return out
-    return np.empty(out.shape, _real(out.dtype))
+    return np.empty(out.shape, _native(out.dtype))
 
 
 @silent
@@ -520,16 +522,17 @@ def binary_cross_entropy(
     if wanted is None:
         wanted = np.result_type(logits.dtype, np.float32)
     x = _contiguous(logits, wanted)
-    y = _contiguous(target, x.dtype)
-    w = None if weight is None else _contiguous(weight, x.dtype)
-    v = None if pos_weight is None else _contiguous(pos_weight, x.dtype)
+    real = _real(x.dtype)
+    y = _contiguous(target, real)
+    w = None if weight is None else _contiguous(weight, real)
+    v = None if pos_weight is None else _contiguous(pos_weight, real)
     grads = None if grad is None else _flat_output(grad, x, y, w, v)
     losses = None if loss is None else _flat_output(loss)
     total = cpu.binary_cross_entropy(x, y, w, v, losses, grads, 1 / divisor)
     if grad is not None and grads is not None and grads is not grad:
-        _assign(grad, grads)
+        grad[...] = grads
     if loss is not None and losses is not None and losses is not loss:
-        _assign(loss, losses)
+        loss[...] = losses
     return total
 
 
@@ -569,7 +572,7 @@ def _vjp(
     for part, rows in _slabs(values, out, axis, grad_output):
         degrees = temperature if isinstance(temperature, float) else temperature[rows]
         source = _computable(values[part], out.dtype)
-        factor = _computable(grad_output[part], source.dtype)
+        factor = _computable(grad_output[part], _real(source.dtype))
         output = _Output(out[part], axis, source, factor)
         cpu.run_rows(
             operation,

@@ -2,8 +2,7 @@
 
 Everything that arrives here has been validated, except by the ``fast_*`` functions, which
 take the public functions' arguments as they are and return None for whatever is not an
-ordinary C-contiguous float32 or float64 array, or so small that it is made one, with plain
-options.
+ordinary C-contiguous array, or so small that it is made one, with plain options.
 """
 
 import importlib.util
@@ -79,7 +78,7 @@ cdef Table float64_table = NULL
 
 
 cdef inline Table table_for(Py_ssize_t itemsize) noexcept nogil:
-    return float32_table if itemsize == 4 else float64_table
+    return float64_table if itemsize == 8 else float32_table
 
 
 # Best first. A target counts as built if its modules are there.
@@ -247,9 +246,53 @@ cdef inline bint plain(const Operand *operand, Py_ssize_t itemsize) noexcept nog
     return operand.data == NULL or operand.n == itemsize
 
 
+cdef inline bint is_plain_task(const Task *task, Py_ssize_t itemsize) noexcept nogil:
+    return (task.mask.data == NULL and plain(&task.x, itemsize) and plain(&task.y, itemsize)
+            and plain(&task.out, itemsize))
+
+
 cdef inline void turn(Operand *operand) noexcept nogil:
+    cdef Py_ssize_t inner = operand.inner
     operand.inner = operand.outer
-    operand.outer = 0
+    operand.outer = inner
+
+
+cdef inline Task turned_round(const Task *task) noexcept nogil:
+    """The same rows in the same order, where outer or inner is 1, as the other of the two."""
+    cdef Task turned = task[0]
+    turned.inner = task.outer
+    turned.outer = task.inner
+    turn(&turned.x)
+    turn(&turned.y)
+    turn(&turned.out)
+    turn(&turned.mask)
+    return turned
+
+
+cdef inline Py_ssize_t size_of(Element element, Py_ssize_t real_size) noexcept nogil:
+    return real_size if element == REAL else 2
+
+
+cdef inline bint adjoins(const Operand *operand, Py_ssize_t real_size) noexcept nogil:
+    """Whether neighbours adjoin one another, or the operand is absent."""
+    return operand.data == NULL or operand.inner == size_of(operand.element, real_size)
+
+
+cdef inline bint has_panels(Table table, Operation op, const Task *task,
+                            Py_ssize_t real_size) noexcept nogil:
+    """Whether the vertical kernels take it."""
+    return (table.panels[<int>op] != NULL and task.temperature_step == 0 and task.n > 1
+            and task.inner * real_size >= 64 and adjoins(&task.x, real_size)
+            and adjoins(&task.y, real_size) and adjoins(&task.out, real_size)
+            and (task.mask.data == NULL or 0 <= task.mask.inner <= 1))
+
+
+cdef inline bint is_shared(Operation op, const Task *task, int threads,
+                           Py_ssize_t real_size) noexcept nogil:
+    """Whether there are so few rows, and so long ones, that several threads share each."""
+    return (threads > 1 and task.outer * task.inner < 2 * threads
+            and task.n * real_size >= 2 * PIECE_BYTES and task.mask.data == NULL
+            and (op == SOFTMAX or op == LOG_SOFTMAX or op == LOGSUMEXP))
 
 
 cdef int run(Operation op, const Task *given, Py_ssize_t itemsize) noexcept nogil:
@@ -259,31 +302,18 @@ cdef int run(Operation op, const Task *given, Py_ssize_t itemsize) noexcept nogi
     cdef const Task *task = given
     cdef Py_ssize_t rows = task.outer * task.inner, row, panels
     cdef int threads = threads_for(rows * task.n), failed = 0
-    if task.inner == 1 and not (task.mask.data == NULL and plain(&task.x, itemsize)
-                                and plain(&task.y, itemsize) and plain(&task.out, itemsize)):
-        # The same rows in the same order, as neighbours, which are gathered together at least.
-        turned = task[0]
-        turned.inner = task.outer
-        turned.outer = 1
-        turn(&turned.x)
-        turn(&turned.y)
-        turn(&turned.out)
-        turn(&turned.mask)
+    if has_halves(task):
+        return run_halves(op, task)
+    if task.inner == 1 and not is_plain_task(task, itemsize):
+        # Neighbours are gathered together at least.
+        turned = turned_round(task)
         task = &turned
     if threads > 1:
         mark_openmp_used()
-    if (table.panels[<int>op] != NULL and task.temperature_step == 0
-            and task.x.inner == itemsize and task.inner * itemsize >= 64
-            and (task.out.data == NULL or task.out.inner == itemsize)
-            and (task.y.data == NULL or task.y.inner == itemsize)
-            and (task.mask.data == NULL or 0 <= task.mask.inner <= 1)
-            and task.n > 1):
+    if has_panels(table, op, task, itemsize):
         panels = (task.inner + table.panel_columns - 1) // table.panel_columns
         return over_range(table.panels[<int>op], task, task.outer * panels, threads)
-    if (threads > 1 and rows < 2 * threads and task.n * itemsize >= 2 * PIECE_BYTES
-            and (op == SOFTMAX or op == LOG_SOFTMAX or op == LOGSUMEXP)
-            and task.mask.data == NULL and plain(&task.x, itemsize)
-            and plain(&task.out, itemsize)):
+    if is_shared(op, task, threads, itemsize) and is_plain_task(task, itemsize):
         for row in range(rows):
             failed |= shared_row(table, op, task, row, PIECE_BYTES // itemsize, threads)
         return failed
@@ -293,6 +323,168 @@ cdef int run(Operation op, const Task *given, Py_ssize_t itemsize) noexcept nogi
 cdef inline void mark_openmp_used() noexcept nogil:
     global openmp_used
     openmp_used = True
+
+
+# ---------------------------------------------------------------------- half precisions
+#
+# Converted part by part to float and back, so that the floats stay in a cache; to what runs over a
+# part it is a task like any other.
+
+cdef enum:
+    PART = 1 << 12     # elements converted at a time: 16 KiB of floats
+    TALLEST = 1 << 20  # elements of the columns that a vertical kernel takes together
+
+cdef struct HalfTask:
+    Task task  # comes first: a pointer to it is handed on as one to a Task
+    Operation op
+    bint vertical
+    Py_ssize_t width, per_outer  # neighbours in a part; parts along inner
+
+
+cdef inline bint has_halves(const Task *task) noexcept nogil:
+    return (task.x.element != REAL or task.y.element != REAL or task.out.element != REAL
+            or task.row_element != REAL)
+
+
+cdef inline void convert_some(bint widening, Element element, void *halves, float *floats,
+                              Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
+    if widening:
+        float32_table.widen(element, <const uint16_t *>halves + begin, floats + begin, end - begin)
+    else:
+        float32_table.narrow(element, floats + begin, <uint16_t *>halves + begin, end - begin)
+
+
+cdef void convert(bint widening, Element element, void *halves, float *floats,
+                  Py_ssize_t n) noexcept nogil:
+    """Contiguous elements, by as many threads as so many are worth."""
+    cdef int threads = threads_for(n) if n > PART else 1, part
+    if threads <= 1:
+        convert_some(widening, element, halves, floats, 0, n)
+        return
+    mark_openmp_used()
+    for part in prange(threads, num_threads=threads, schedule="static"):
+        convert_some(widening, element, halves, floats, n * part // threads,
+                     n * (part + 1) // threads)
+
+
+cdef void convert_part(bint widening, bint vertical, const Operand *operand, Py_ssize_t n,
+                       Py_ssize_t count, float *floats) noexcept nogil:
+    """`count` neighbouring rows: floats are (n, count) if vertical, else (count, n)."""
+    cdef char *halves = operand.data
+    cdef Py_ssize_t c, k
+    if vertical:
+        for c in range(n):
+            convert(widening, operand.element, halves + c * operand.n, floats + c * count, count)
+    elif operand.n == 2 and operand.inner == 2 * n:
+        convert(widening, operand.element, halves, floats, count * n)
+    elif operand.n == 2:
+        for k in range(count):
+            convert(widening, operand.element, halves + k * operand.inner, floats + k * n, n)
+    else:
+        for c in range(n):
+            for k in range(count):
+                convert_some(widening, operand.element,
+                             halves + c * operand.n + k * operand.inner, floats + k * n + c, 0, 1)
+
+
+cdef inline bint take_part(const Operand *whole, Py_ssize_t outer, Py_ssize_t inner,
+                           Operand *part) noexcept nogil:
+    """The operand from there on; whether it is to be converted."""
+    if whole.data != NULL:
+        part.data = whole.data + outer * whole.outer + inner * whole.inner
+    return whole.element != REAL
+
+
+cdef inline void put_in_floats(bint vertical, Py_ssize_t n, Py_ssize_t count, float *floats,
+                               Operand *part) noexcept nogil:
+    part.data = <char *>floats
+    part.n = sizeof(float) * (count if vertical else 1)
+    part.inner = sizeof(float) * (1 if vertical else n)
+    part.element = REAL
+
+
+cdef int compute_part(const HalfTask *halves, Py_ssize_t index, float *x, float *y,
+                      float *row_out) noexcept nogil:
+    """x, y, row_out: where to hold floats; an output takes the place of x."""
+    cdef const Task *whole = &halves.task
+    cdef bint vertical = halves.vertical, narrowed
+    cdef Py_ssize_t outer = index // halves.per_outer
+    cdef Py_ssize_t inner = (index - outer * halves.per_outer) * halves.width
+    cdef Py_ssize_t n = whole.n, count = min(halves.width, whole.inner - inner)
+    cdef Py_ssize_t row = outer * whole.inner + inner
+    cdef Task part = whole[0]
+    cdef Operand out
+    cdef char *row_place = NULL
+    part.outer = 1
+    part.inner = count
+    part.temperature += row * part.temperature_step
+    if part.target != NULL:
+        part.target += row
+    if part.row_out != NULL:
+        row_place = <char *>part.row_out + row * size_of(part.row_element, sizeof(float))
+        part.row_out = row_place if part.row_element == REAL else <char *>row_out
+        part.row_element = REAL
+    take_part(&whole.mask, outer, inner, &part.mask)
+    if take_part(&whole.x, outer, inner, &part.x):
+        convert_part(True, vertical, &part.x, n, count, x)
+        put_in_floats(vertical, n, count, x, &part.x)
+    if take_part(&whole.y, outer, inner, &part.y):
+        convert_part(True, vertical, &part.y, n, count, y)
+        put_in_floats(vertical, n, count, y, &part.y)
+    narrowed = take_part(&whole.out, outer, inner, &part.out)
+    out = part.out
+    if narrowed:
+        put_in_floats(vertical, n, count, x, &part.out)
+    if not vertical:
+        part = turned_round(&part)
+    if run(halves.op, &part, sizeof(float)):
+        return -1
+    if narrowed:
+        convert_part(False, vertical, &out, n, count, x)
+    if whole.row_element != REAL:
+        convert(False, whole.row_element, row_place, row_out, count)
+    return 0
+
+
+cdef int compute_parts(const Task *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
+    """Parts [begin, end) of a HalfTask."""
+    cdef const HalfTask *halves = <const HalfTask *>task
+    cdef float[3 * PART] nearby
+    cdef float *floats = nearby
+    cdef Py_ssize_t room = halves.width * task.n, index
+    cdef Py_ssize_t y_room = room if task.y.element != REAL else 0
+    cdef int failed = 0
+    if room + y_room + halves.width > 3 * PART:
+        floats = <float *>malloc((room + y_room + halves.width) * sizeof(float))
+        if floats == NULL:
+            return -1
+    for index in range(begin, end):
+        failed |= compute_part(halves, index, floats, floats + room, floats + room + y_room)
+    if floats != nearby:
+        free(floats)
+    return failed
+
+
+cdef int run_halves(Operation op, const Task *task) noexcept nogil:
+    """`run` where something is in half precision."""
+    cdef HalfTask halves
+    cdef int threads = threads_for(task.outer * task.inner * task.n)
+    cdef Py_ssize_t unit = float32_table.panel_columns
+    cdef Py_ssize_t most = PART if task.y.element == REAL else PART // 2
+    halves.task = turned_round(task) if task.inner == 1 else task[0]
+    halves.op = op
+    halves.width = max(<Py_ssize_t>1, most // task.n)
+    halves.vertical = (has_panels(float32_table, op, &halves.task, sizeof(float))
+                       and task.n * unit <= TALLEST)
+    if halves.vertical:
+        halves.width = max(<Py_ssize_t>1, most // (task.n * unit)) * unit
+    if is_shared(op, task, threads, sizeof(float)):
+        halves.width = threads = 1  # and several for each
+    halves.width = min(halves.width, halves.task.inner)
+    halves.per_outer = (halves.task.inner + halves.width - 1) // halves.width
+    if threads > 1:
+        mark_openmp_used()
+    return over_range(compute_parts, &halves.task, halves.task.outer * halves.per_outer, threads)
 
 
 cdef int run_with_or_without_gil(Operation op, const Task *task,
@@ -316,12 +508,20 @@ cdef int raise_no_scratch() except -1:
 
 cdef double ONE = 1.0
 
+cdef inline Element element_of(cnp.ndarray array) noexcept:
+    if cnp.PyArray_TYPE(array) == cnp.NPY_FLOAT16:
+        return FLOAT16
+    # As ml_dtypes names it.
+    return BFLOAT16 if (<cnp.dtype>array.dtype).type == c"E" else REAL
+
+
 cdef void set_operand(Operand *operand, cnp.ndarray array):
     """A three-dimensional array as an operand."""
     operand.data = <char *>cnp.PyArray_DATA(array)
     operand.outer = cnp.PyArray_STRIDE(array, 0)
     operand.n = cnp.PyArray_STRIDE(array, 1)
     operand.inner = cnp.PyArray_STRIDE(array, 2)
+    operand.element = element_of(array)
 
 
 def run_rows(int operation, cnp.ndarray x not None, *, cnp.ndarray out=None,
@@ -331,7 +531,8 @@ def run_rows(int operation, cnp.ndarray x not None, *, cnp.ndarray out=None,
              double gradient_scale=1.0):
     """Run one operation of kernels.h over x seen as (outer, n, inner).
 
-    x, y, out: (outer, n, inner) of one real type, native byte order, any strides.
+    x, y, out: (outer, n, inner) of one real type, native byte order, any strides; where that is
+    float32, each of them and row_out may be in half precision.
     mask: bool, likewise. row_out: contiguous, one real per row.
     temperature: contiguous float64, one per row or a single one.
     target: contiguous int64, one per row. class_weight: contiguous float64, one per class.
@@ -350,6 +551,7 @@ def run_rows(int operation, cnp.ndarray x not None, *, cnp.ndarray out=None,
         set_operand(&task.mask, mask)
     if row_out is not None:
         task.row_out = cnp.PyArray_DATA(row_out)
+        task.row_element = element_of(row_out)
     task.temperature = &ONE
     if temperature is not None:
         task.temperature = <double *>cnp.PyArray_DATA(temperature)
@@ -368,42 +570,87 @@ cdef inline Table table_of(cnp.ndarray array) noexcept:
     return table_for(cnp.PyArray_ITEMSIZE(array))
 
 
-cdef inline void *data_or_null(cnp.ndarray array) noexcept:
-    return NULL if array is None else cnp.PyArray_DATA(array)
+cdef enum:
+    STEP = 1 << 11  # elements in half precision converted at a time: 8 KiB of floats
+
+
+cdef struct Elements:
+    # Of one array, contiguous; data may be NULL.
+    char *data
+    Element element
+    Py_ssize_t itemsize
+
+
+cdef Elements elements_of(cnp.ndarray array):
+    cdef Elements elements
+    elements.data = NULL
+    elements.element = REAL
+    elements.itemsize = 0
+    if array is not None:
+        elements.data = <char *>cnp.PyArray_DATA(array)
+        elements.element = element_of(array)
+        elements.itemsize = cnp.PyArray_ITEMSIZE(array)
+    return elements
+
+
+cdef inline char *place_of(const Elements *array, Py_ssize_t begin, float *floats) noexcept nogil:
+    """Where the reals from `begin` on are, or those that stand for halves; or NULL."""
+    if array.data == NULL:
+        return NULL
+    return array.data + begin * array.itemsize if array.element == REAL else <char *>floats
+
+
+cdef inline char *read(const Elements *array, Py_ssize_t begin, Py_ssize_t count,
+                       float *floats) noexcept nogil:
+    if array.element != REAL:
+        convert_some(True, array.element, array.data + 2 * begin, floats, 0, count)
+    return place_of(array, begin, floats)
+
+
+cdef inline void written(const Elements *array, Py_ssize_t begin, Py_ssize_t count,
+                         float *floats) noexcept nogil:
+    if array.element != REAL:
+        convert_some(False, array.element, array.data + 2 * begin, floats, 0, count)
 
 
 def sigmoid(cnp.ndarray x not None, cnp.ndarray out not None):
-    """Contiguous arrays of one real type; out may be x."""
-    cdef Table table = table_of(x)
-    cdef Py_ssize_t n = cnp.PyArray_SIZE(x), itemsize = cnp.PyArray_ITEMSIZE(x)
-    over_elements(table.sigmoid, <char *>cnp.PyArray_DATA(x), <char *>cnp.PyArray_DATA(out), n,
-                  itemsize)
+    """Contiguous arrays of one real type, or of half precision for float32; out may be x."""
+    over_elements(table_of(x).sigmoid, x, out)
 
 
 def log_sigmoid(cnp.ndarray x not None, cnp.ndarray out not None):
-    """Contiguous arrays of one real type; out may be x."""
-    cdef Table table = table_of(x)
-    cdef Py_ssize_t n = cnp.PyArray_SIZE(x), itemsize = cnp.PyArray_ITEMSIZE(x)
-    over_elements(table.log_sigmoid, <char *>cnp.PyArray_DATA(x),
-                  <char *>cnp.PyArray_DATA(out), n, itemsize)
+    """Contiguous arrays of one real type, or of half precision for float32; out may be x."""
+    over_elements(table_of(x).log_sigmoid, x, out)
 
 
 ctypedef void (*ElementFunction)(const void *, void *, Py_ssize_t) noexcept nogil
 
-cdef void over_elements(ElementFunction function, const char *x, char *out, Py_ssize_t n,
-                        Py_ssize_t itemsize):
+cdef void over_elements(ElementFunction function, cnp.ndarray x, cnp.ndarray out):
+    cdef Elements source = elements_of(x), target = elements_of(out)
+    cdef Py_ssize_t n = cnp.PyArray_SIZE(x)
     cdef int threads = threads_for(n), part
-    cdef Py_ssize_t begin, end
     if threads <= 1:
         with nogil:
-            function(x, out, n)
+            map_elements(function, &source, &target, 0, n)
         return
     mark_openmp_used()
     with nogil:
         for part in prange(threads, num_threads=threads, schedule="static"):
-            begin = n * part // threads
-            end = n * (part + 1) // threads
-            function(x + begin * itemsize, out + begin * itemsize, end - begin)
+            map_elements(function, &source, &target, n * part // threads,
+                         n * (part + 1) // threads)
+
+
+cdef void map_elements(ElementFunction function, const Elements *x, const Elements *out,
+                       Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
+    cdef float[STEP] floats
+    cdef Py_ssize_t i = begin, count, step = STEP
+    if x.element == REAL and out.element == REAL:
+        step = end - begin
+    while i < end:
+        count = min(step, end - i)
+        function(read(x, i, count, floats), place_of(out, i, floats), count)
+        written(out, i, count, floats)
+        i += count
 
 
 # Elements whose losses are held at once where only their sum is wanted: a power of two of
@@ -411,38 +658,64 @@ cdef void over_elements(ElementFunction function, const char *x, char *out, Py_s
 cdef Py_ssize_t LOSS_PART = 1 << 14
 
 
-cdef double part_of_loss(Table table, Py_ssize_t part, Py_ssize_t n, Py_ssize_t itemsize,
-                         const char *x, const char *y, const char *weight,
-                         const char *pos_weight, char *loss, char *grad,
-                         double scale) noexcept nogil:
+cdef struct Binary:
+    # The operands of a binary cross-entropy, of which the last four may be absent.
+    Elements x, y, weight, pos_weight, loss, grad
+    double scale
+    Py_ssize_t n, real_size
+    bint has_halves
+
+
+cdef double part_of_loss(Table table, const Binary *binary, Py_ssize_t part) noexcept nogil:
     """Losses of one part; their sum where they have no place of their own."""
-    cdef double[1 << 14] scratch
-    cdef Py_ssize_t begin = part * LOSS_PART, offset = begin * itemsize
-    cdef Py_ssize_t count = min(n - begin, LOSS_PART)
-    cdef char *target = loss + offset if loss != NULL else <char *>scratch
-    table.binary_cross_entropy(
-        x + offset, y + offset, weight + offset if weight != NULL else NULL,
-        pos_weight + offset if pos_weight != NULL else NULL, target,
-        grad + offset if grad != NULL else NULL, scale, count)
-    return 0 if loss != NULL else table.sum(target, count)
+    cdef double[1 << 14] losses
+    cdef float[6][STEP] floats
+    cdef Py_ssize_t begin = part * LOSS_PART, i = begin, count
+    cdef Py_ssize_t end = min(binary.n, begin + LOSS_PART)
+    cdef Py_ssize_t step = STEP if binary.has_halves else LOSS_PART
+    cdef char *loss
+    while i < end:
+        count = min(step, end - i)
+        loss = place_of(&binary.loss, i, floats[4])
+        if loss == NULL:
+            loss = <char *>losses + (i - begin) * binary.real_size
+        table.binary_cross_entropy(
+            read(&binary.x, i, count, floats[0]), read(&binary.y, i, count, floats[1]),
+            read(&binary.weight, i, count, floats[2]),
+            read(&binary.pos_weight, i, count, floats[3]),
+            loss, place_of(&binary.grad, i, floats[5]), binary.scale, count)
+        written(&binary.loss, i, count, floats[4])
+        written(&binary.grad, i, count, floats[5])
+        i += count
+    return 0 if binary.loss.data != NULL else table.sum(losses, end - begin)
 
 
 def binary_cross_entropy(cnp.ndarray x not None, cnp.ndarray y not None, cnp.ndarray weight,
                          cnp.ndarray pos_weight, cnp.ndarray loss, cnp.ndarray grad,
                          double scale):
-    """Contiguous arrays of one real type and size, or None; the sum if loss is None."""
+    """Contiguous arrays of one size and real type, or of half precision for float32, or None.
+
+    Returns the sum if loss is None.
+    """
     cdef Table table = table_of(x)
-    cdef Py_ssize_t n = cnp.PyArray_SIZE(x), itemsize = cnp.PyArray_ITEMSIZE(x), part
-    cdef Py_ssize_t parts = (n + LOSS_PART - 1) // LOSS_PART, bits
-    cdef char *x_data = <char *>cnp.PyArray_DATA(x)
-    cdef char *y_data = <char *>cnp.PyArray_DATA(y)
-    cdef char *weight_data = <char *>data_or_null(weight)
-    cdef char *pos_weight_data = <char *>data_or_null(pos_weight)
-    cdef char *loss_data = <char *>data_or_null(loss)
-    cdef char *grad_data = <char *>data_or_null(grad)
+    cdef Binary binary
+    cdef Py_ssize_t n = cnp.PyArray_SIZE(x), part, bits
+    cdef Py_ssize_t parts = (n + LOSS_PART - 1) // LOSS_PART
     cdef double *sums = <double *>malloc(parts * sizeof(double))
     cdef int threads = threads_for(n), depth = 0
     cdef double result
+    binary.x = elements_of(x)
+    binary.y = elements_of(y)
+    binary.weight = elements_of(weight)
+    binary.pos_weight = elements_of(pos_weight)
+    binary.loss = elements_of(loss)
+    binary.grad = elements_of(grad)
+    binary.scale = scale
+    binary.n = n
+    binary.real_size = 8 if cnp.PyArray_ITEMSIZE(x) == 8 else 4
+    binary.has_halves = (binary.x.element != REAL or binary.y.element != REAL
+                         or binary.weight.element != REAL or binary.pos_weight.element != REAL
+                         or binary.loss.element != REAL or binary.grad.element != REAL)
     if sums == NULL:
         raise MemoryError("pysoftmax: no memory for partial sums")
     if threads > 1:
@@ -450,12 +723,10 @@ def binary_cross_entropy(cnp.ndarray x not None, cnp.ndarray y not None, cnp.nda
     with nogil:
         if threads > 1:
             for part in prange(parts, num_threads=threads, schedule="static"):
-                sums[part] = part_of_loss(table, part, n, itemsize, x_data, y_data, weight_data,
-                                          pos_weight_data, loss_data, grad_data, scale)
+                sums[part] = part_of_loss(table, &binary, part)
         else:
             for part in range(parts):
-                sums[part] = part_of_loss(table, part, n, itemsize, x_data, y_data, weight_data,
-                                          pos_weight_data, loss_data, grad_data, scale)
+                sums[part] = part_of_loss(table, &binary, part)
         for part in range(parts):
             sums[depth] = sums[part]
             depth += 1
@@ -511,39 +782,23 @@ def top(cnp.ndarray x not None, cnp.ndarray value not None, cnp.ndarray place no
         over_range(top_of_range, &task, rows, threads)
 
 
-cdef int widen_range(const Task *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
-    float32_table.widen(task.x.n, <const uint16_t *>task.x.data + begin,
-                        <float *>task.out.data + begin, end - begin)
-    return 0
-
-
-cdef int narrow_range(const Task *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
-    float32_table.narrow(task.x.n, <const float *>task.x.data + begin,
-                         <uint16_t *>task.out.data + begin, end - begin)
-    return 0
-
-
-cdef void convert(RangeFunction function, cnp.ndarray source, cnp.ndarray target, bint bfloat):
-    cdef Task task
-    cdef int threads = threads_for(cnp.PyArray_SIZE(source))
-    memset(&task, 0, sizeof(task))
-    task.x.data = <char *>cnp.PyArray_DATA(source)
-    task.x.n = bfloat
-    task.out.data = <char *>cnp.PyArray_DATA(target)
-    if threads > 1:
-        mark_openmp_used()
+cdef void convert_arrays(bint widening, cnp.ndarray halves, cnp.ndarray floats):
+    cdef Element element = element_of(halves)
+    cdef void *half = cnp.PyArray_DATA(halves)
+    cdef float *single = <float *>cnp.PyArray_DATA(floats)
+    cdef Py_ssize_t n = cnp.PyArray_SIZE(halves)
     with nogil:
-        over_range(function, &task, cnp.PyArray_SIZE(source), threads)
+        convert(widening, element, half, single, n)
 
 
 def widen(cnp.ndarray halves not None, cnp.ndarray floats not None, /):
     """Write float16 or bfloat16 to float32 of the same shape; both contiguous."""
-    convert(widen_range, halves, floats, cnp.PyArray_TYPE(halves) != cnp.NPY_FLOAT16)
+    convert_arrays(True, halves, floats)
 
 
 def narrow(cnp.ndarray floats not None, cnp.ndarray halves not None, /):
     """Round float32 to float16 or bfloat16 of the same shape; both contiguous."""
-    convert(narrow_range, floats, halves, cnp.PyArray_TYPE(halves) != cnp.NPY_FLOAT16)
+    convert_arrays(False, halves, floats)
 
 
 def entropy(cnp.ndarray row not None):
@@ -660,35 +915,30 @@ cdef inline bint is_plain(cnp.ndarray array) noexcept:
 
 
 cdef inline bint is_simple(object x) noexcept:
-    """An ndarray proper, C-contiguous, aligned, native float32 or float64, not 0-d."""
+    """An ndarray proper, C-contiguous, aligned, of a native dtype of floats, not 0-d."""
     cdef int number
     if not cnp.PyArray_CheckExact(x):
         return False
     number = cnp.PyArray_TYPE(<cnp.ndarray>x)
-    return ((number == cnp.NPY_FLOAT32 or number == cnp.NPY_FLOAT64)
+    return ((number == cnp.NPY_FLOAT32 or number == cnp.NPY_FLOAT64 or is_half(<cnp.ndarray>x))
             and cnp.PyArray_NDIM(<cnp.ndarray>x) > 0 and is_plain(<cnp.ndarray>x))
 
 
 cdef enum:
-    # Elements that are copied sooner than the general way is taken; half precisions must be copied
-    # there as well.
-    SMALL = 1 << 12
-    SMALL_HALF = 1 << 18
+    SMALL = 1 << 12  # elements that are copied sooner than the general way is taken
 
 
 cdef inline bint is_half(cnp.ndarray x) noexcept:
     """Whether it is float16, or bfloat16 of ml_dtypes."""
-    return cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT16 or (<cnp.dtype>x.dtype).type == c"E"
+    return element_of(x) != REAL
 
 
-cdef object made_simple(object x, object dtype, int *half):
+cdef object made_simple(object x, object dtype):
     """x if it is simple and of the dtype, if one is given; a copy that is of what is small.
 
-    half: the number of float16 or bfloat16 if the result is to be rounded to that, else 0; the
-    copy is then in float32. No copy is narrower than what was given. None for all else.
+    No copy is narrower than what was given. None for all else.
     """
     cdef int given, wanted
-    half[0] = 0
     if dtype is None and is_simple(x):
         return x
     if type(x) is list or type(x) is tuple:
@@ -700,16 +950,16 @@ cdef object made_simple(object x, object dtype, int *half):
         wanted = (<cnp.dtype>numpy.dtype(dtype)).type_num
     if given == wanted and is_simple(x):
         return x
+    if cnp.PyArray_SIZE(<cnp.ndarray>x) > SMALL:
+        return None
     if is_half(<cnp.ndarray>x):
-        if cnp.PyArray_SIZE(<cnp.ndarray>x) > SMALL_HALF:
-            return None
-        x = from_half(x if is_plain(<cnp.ndarray>x) else cnp.PyArray_Cast(<cnp.ndarray>x, given))
+        if not is_plain(<cnp.ndarray>x):
+            x = cnp.PyArray_Cast(<cnp.ndarray>x, given)
         if wanted == given:
-            half[0] = given
             return x
+        x = from_half(x)
         given = cnp.NPY_FLOAT32
-    elif (cnp.PyArray_SIZE(<cnp.ndarray>x) > SMALL
-            or given not in (cnp.NPY_FLOAT32, cnp.NPY_FLOAT64, cnp.NPY_INT32, cnp.NPY_INT64)):
+    elif given not in (cnp.NPY_FLOAT32, cnp.NPY_FLOAT64, cnp.NPY_INT32, cnp.NPY_INT64):
         return None
     if given == cnp.NPY_INT32 or given == cnp.NPY_INT64:
         given = cnp.NPY_FLOAT64
@@ -732,17 +982,13 @@ cdef object from_half(cnp.ndarray x):
     return result
 
 
-cdef object in_half(cnp.ndarray x, int number):
-    cdef cnp.ndarray result = new_like(x, number)
-    narrow(x, result)
-    return result
-
-
 cdef object in_double(cnp.ndarray x):
     """A copy in float64 of a simple array."""
     cdef cnp.ndarray result = new_like(x, cnp.NPY_FLOAT64)
     cdef double *value = <double *>cnp.PyArray_DATA(result)
     cdef Py_ssize_t i
+    if is_half(x):
+        x = from_half(x)
     if cnp.PyArray_ITEMSIZE(x) == 8:
         memcpy(value, cnp.PyArray_DATA(x), cnp.PyArray_NBYTES(x))
         return result
@@ -840,6 +1086,7 @@ cdef inline bint fill_task(Task *task, cnp.ndarray x, object axis):
     if task.n == 0 or task.outer == 0 or task.inner == 0:
         return False
     task.x.data = <char *>cnp.PyArray_DATA(x)
+    task.x.element = element_of(x)
     task.x.inner = itemsize
     task.x.n = itemsize * task.inner
     task.x.outer = task.x.n * task.n
@@ -859,9 +1106,8 @@ cdef inline double degrees_of(object temperature):
 cdef inline object fast_map(Operation op, object x, object axis, object temperature,
                             object where, object dtype, object out):
     cdef Task task
-    cdef int half
     cdef double degrees = degrees_of(temperature)
-    x = made_simple(x, dtype, &half)
+    x = made_simple(x, dtype)
     if x is None or not fill_task(&task, <cnp.ndarray>x, axis):
         return None
     if degrees > 0:
@@ -877,14 +1123,14 @@ cdef inline object fast_map(Operation op, object x, object axis, object temperat
     if where is not None and not set_mask(&task, where, <cnp.ndarray>x):
         return None
     if out is None:
-        out = x if half else empty_like(<cnp.ndarray>x)  # x is a copy then
-    elif (half or not can_hold(out, <cnp.ndarray>x)
+        out = empty_like(<cnp.ndarray>x)
+    elif (not can_hold(out, <cnp.ndarray>x)
           or not (where is None or are_apart(out, where))):
         return None
     task.out = task.x
     task.out.data = <char *>cnp.PyArray_DATA(<cnp.ndarray>out)
     run_with_or_without_gil(op, &task, cnp.PyArray_ITEMSIZE(<cnp.ndarray>x))
-    return in_half(out, half) if half else out
+    return out
 
 
 def fast_softmax(x, axis, temperature, where, dtype, out):
@@ -904,7 +1150,7 @@ def fast_softmax_and_top(x, axis, temperature, out):
     cdef cnp.ndarray value, place
     cdef int failed
     cdef double degrees = degrees_of(temperature)
-    if (not is_simple(x) or axis is None or not degrees > 0
+    if (not is_simple(x) or is_half(<cnp.ndarray>x) or axis is None or not degrees > 0
             or not fill_task(&task, <cnp.ndarray>x, axis) or task.inner != 1):
         return None
     if out is None:
@@ -929,14 +1175,13 @@ def fast_softmax_and_top(x, axis, temperature, out):
 def fast_logsumexp(x, axis, keepdims, dtype, out):
     """logsumexp over one axis or all of an array that is simple or made so, or None."""
     cdef Task task
-    cdef int half
     cdef cnp.npy_intp[64] shape
     cdef int k, ndim, along, kept = 0
     cdef cnp.ndarray result
     if type(keepdims) is not bool:
         return None
-    x = made_simple(x, dtype, &half)
-    if x is None or half and out is not None or not fill_task(&task, <cnp.ndarray>x, axis):
+    x = made_simple(x, dtype)
+    if x is None or not fill_task(&task, <cnp.ndarray>x, axis):
         return None
     ndim = cnp.PyArray_NDIM(<cnp.ndarray>x)
     along = -1 if axis is None else axis if axis >= 0 else axis + ndim
@@ -956,9 +1201,8 @@ def fast_logsumexp(x, axis, keepdims, dtype, out):
     else:
         return None
     task.row_out = cnp.PyArray_DATA(result)
+    task.row_element = task.x.element
     run_with_or_without_gil(LOGSUMEXP, &task, cnp.PyArray_ITEMSIZE(<cnp.ndarray>x))
-    if half:
-        result = in_half(result, half)
     return result if kept else result[()]
 
 
@@ -973,16 +1217,15 @@ def fast_log_sigmoid(x, dtype, out):
 
 
 cdef inline object fast_elements(function, x, dtype, out):
-    cdef int half
-    x = made_simple(x, dtype, &half)
+    x = made_simple(x, dtype)
     if x is None:
         return None
     if out is None:
         out = empty_like(<cnp.ndarray>x)
-    elif half or not can_hold(out, <cnp.ndarray>x):
+    elif not can_hold(out, <cnp.ndarray>x):
         return None
     function(x, out)
-    return in_half(out, half) if half else out
+    return out
 
 
 cdef inline cnp.ndarray empty_like(cnp.ndarray x):
@@ -998,18 +1241,17 @@ cdef inline bint is_like(object y, cnp.ndarray x) noexcept:
 def fast_vjp(int operation, grad_output, values, axis, temperature, out):
     """softmax_vjp or log_softmax_vjp of arrays that are simple or made so, or None."""
     cdef Task task
-    cdef int half, other_half
     cdef double degrees = degrees_of(temperature)
-    values = made_simple(values, None, &half)
-    if values is None or half and out is not None:
+    values = made_simple(values, None)
+    if values is None:
         return None
-    grad_output = made_simple(grad_output, None, &other_half)
-    if other_half != half or not is_like(grad_output, <cnp.ndarray>values):
+    grad_output = made_simple(grad_output, None)
+    if not is_like(grad_output, <cnp.ndarray>values):
         return None
     if not degrees > 0 or not fill_task(&task, <cnp.ndarray>values, axis):
         return None
     if out is None:
-        out = values if half else empty_like(<cnp.ndarray>values)
+        out = empty_like(<cnp.ndarray>values)
     elif not can_hold(out, <cnp.ndarray>values) or not can_hold(out, <cnp.ndarray>grad_output):
         return None
     task.temperature = &degrees
@@ -1017,7 +1259,7 @@ def fast_vjp(int operation, grad_output, values, axis, temperature, out):
     task.y.data = <char *>cnp.PyArray_DATA(<cnp.ndarray>grad_output)
     task.out.data = <char *>cnp.PyArray_DATA(<cnp.ndarray>out)
     run_with_or_without_gil(<Operation>operation, &task, cnp.PyArray_ITEMSIZE(<cnp.ndarray>values))
-    return in_half(out, half) if half else out
+    return out
 
 
 cdef inline bint are_labels(object target, cnp.ndarray logits, Py_ssize_t along) noexcept:
@@ -1077,14 +1319,13 @@ def fast_cross_entropy(logits, target, axis, weight, ignore_index, label_smoothi
     cdef cnp.ndarray loss, x
     cdef cnp.npy_intp[64] shape
     cdef Py_ssize_t i, along, rows, used = 0
-    cdef int k, ndim
-    cdef int half
+    cdef int k, ndim, number
     cdef double divisor, degrees = degrees_of(temperature)
     if (type(label_smoothing) is not float or not 0 <= label_smoothing <= 1
             or type(ignore_index) is not int or axis is None):
         return None
-    logits = made_simple(logits, None, &half)
-    if logits is None or half:
+    logits = made_simple(logits, None)
+    if logits is None:
         return None
     x = logits
     ndim = cnp.PyArray_NDIM(x)
@@ -1130,8 +1371,12 @@ def fast_cross_entropy(logits, target, axis, weight, ignore_index, label_smoothi
     task.gradient_scale = 1 / divisor if divisor != 0 else 0
     for k in range(ndim - 1):
         shape[k] = cnp.PyArray_DIM(x, k if k < along else k + 1)
-    loss = cnp.PyArray_EMPTY(ndim - 1, shape, cnp.PyArray_TYPE(x), 0)
+    number = cnp.PyArray_TYPE(x)
+    if is_half(x) and reduction != "none":
+        number = cnp.NPY_FLOAT32  # what is added up is not rounded before
+    loss = cnp.PyArray_EMPTY(ndim - 1, shape, number, 0)
     task.row_out = cnp.PyArray_DATA(loss)
+    task.row_element = element_of(loss)
     if with_grad:
         if grad_out is None:
             grad_out = empty_like(x)
@@ -1147,6 +1392,9 @@ def fast_cross_entropy(logits, target, axis, weight, ignore_index, label_smoothi
 cdef inline object reduced(double summed, double divisor, cnp.ndarray like):
     """A NumPy scalar of the type of `like`; the mean over nothing is NaN."""
     cdef object value = summed / divisor if divisor != 0 else NAN
+    if is_half(like):
+        with numpy.errstate(all="ignore"):
+            return like.dtype.type(value)
     return (SINGLE if cnp.PyArray_TYPE(like) == cnp.NPY_FLOAT32 else DOUBLE)(value)
 
 
@@ -1181,15 +1429,21 @@ def fast_binary_cross_entropy(logits, target, weight, pos_weight, reduction, bin
 
 
 cdef object repeated(object factor, cnp.ndarray x):
-    """A new array like x of a float, or of a simple factor of its shape or of its last axis."""
+    """A new array like x of a float, or of a simple factor of its shape or of its last axis.
+
+    A float is not rounded to half precision.
+    """
     cdef cnp.ndarray result
-    cdef Py_ssize_t begin, size = cnp.PyArray_NBYTES(x), itemsize = cnp.PyArray_ITEMSIZE(x)
+    cdef int number = cnp.PyArray_TYPE(x)
+    cdef Py_ssize_t begin, size, itemsize = cnp.PyArray_ITEMSIZE(x)
     cdef double wide
     cdef float single
     cdef const void *source = &wide
     if type(factor) is float:
         wide = factor
-        if itemsize == 4:
+        if itemsize < 8:
+            number = cnp.NPY_FLOAT32
+            itemsize = sizeof(float)
             single = <float>wide
             source = &single
     elif not is_simple(factor) or cnp.PyArray_TYPE(<cnp.ndarray>factor) != cnp.PyArray_TYPE(x):
@@ -1202,7 +1456,8 @@ cdef object repeated(object factor, cnp.ndarray x):
         itemsize = cnp.PyArray_NBYTES(<cnp.ndarray>factor)
     else:
         return None
-    result = empty_like(x)
+    result = new_like(x, number)
+    size = cnp.PyArray_NBYTES(result)
     for begin from 0 <= begin < size by itemsize:
         memcpy(cnp.PyArray_BYTES(result) + begin, source, itemsize)
     return result
@@ -1220,6 +1475,10 @@ cdef inline bint all_up_to(cnp.ndarray y, double highest) noexcept:
     """Whether all elements are in [0, highest]."""
     cdef void *data = cnp.PyArray_DATA(y)
     cdef Py_ssize_t n = cnp.PyArray_SIZE(y)
+    if element_of(y) == FLOAT16:
+        return halves_up_to(<const uint16_t *>data, n, 0x3c00 if highest == 1 else 0x7c00)
+    if element_of(y) == BFLOAT16:
+        return halves_up_to(<const uint16_t *>data, n, 0x3f80 if highest == 1 else 0x7f80)
     if cnp.PyArray_ITEMSIZE(y) == 4:
         return all_between[float](<const float *>data, n, <float>highest)
     return all_between[double](<const double *>data, n, highest)
@@ -1234,4 +1493,13 @@ cdef inline bint all_between(const either *y, Py_ssize_t n, either highest) noex
     cdef int outside = 0
     for i in range(n):
         outside |= not (y[i] >= 0 and y[i] <= highest)
+    return not outside
+
+
+cdef inline bint halves_up_to(const uint16_t *y, Py_ssize_t n, uint16_t highest) noexcept nogil:
+    """all_between by the bits, which have the order of the numbers from 0 on; 0x8000 is -0."""
+    cdef Py_ssize_t i
+    cdef int outside = 0
+    for i in range(n):
+        outside |= (y[i] > highest) & (y[i] != 0x8000)
     return not outside

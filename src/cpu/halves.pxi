@@ -9,18 +9,20 @@ cdef extern from "half.h" nogil:
     uint16_t bfloat_of_float(float value)
 
 
-cdef void widen(bint bfloat, const uint16_t *halves, float *floats, Py_ssize_t n) noexcept nogil:
+cdef void widen(Element element, const uint16_t *halves, float *floats,
+                Py_ssize_t n) noexcept nogil:
     cdef Py_ssize_t i
-    if not bfloat:
+    if element == FLOAT16:
         floats_of_halves(halves, floats, n)
         return
     for i in range(n):
         floats[i] = float_of_bfloat(halves[i])
 
 
-cdef void narrow(bint bfloat, const float *floats, uint16_t *halves, Py_ssize_t n) noexcept nogil:
+cdef void narrow(Element element, const float *floats, uint16_t *halves,
+                 Py_ssize_t n) noexcept nogil:
     cdef Py_ssize_t i
-    if not bfloat:
+    if element == FLOAT16:
         halves_of_floats(floats, halves, n)
         return
     for i in range(n):

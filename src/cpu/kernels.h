@@ -12,10 +12,15 @@
 
 #include "units.h"
 
+/* What elements are, where they are not the kernels' real type: the door hands those to the kernels
+ * for float, part by part, as float. */
+typedef enum { REAL, FLOAT16, BFLOAT16 } Element;
+
 /* A strided operand seen as (outer, n, inner); strides in bytes. */
 typedef struct {
     char *data;
     Py_ssize_t outer, n, inner;
+    Element element; /* kernels see REAL alone */
 } Operand;
 
 typedef enum {
@@ -37,6 +42,7 @@ typedef struct {
     Operand out;    /* one value per element, or NULL */
     Operand mask;   /* bool, true where an element takes part; or NULL */
     void *row_out;  /* one real per row (loss, logsumexp, dot), rows in C order of (outer, inner) */
+    Element row_element; /* of row_out, as in Operand */
     /* For softmax_with_top, one per row. */
     double *top_value;
     int64_t *top_place;
@@ -105,9 +111,9 @@ typedef struct {
                                  const void *pos_weight, void *loss, void *grad,
                                  double scale, Py_ssize_t n);
     double (*sum)(const void *x, Py_ssize_t n);
-    /* Half precisions, bfloat16 or else float16, from and to float, whatever the real type. */
-    void (*widen)(int bfloat, const uint16_t *halves, float *floats, Py_ssize_t n);
-    void (*narrow)(int bfloat, const float *floats, uint16_t *halves, Py_ssize_t n);
+    /* Half precisions from and to float, whatever the real type. */
+    void (*widen)(Element element, const uint16_t *halves, float *floats, Py_ssize_t n);
+    void (*narrow)(Element element, const float *floats, uint16_t *halves, Py_ssize_t n);
 
     /* rows[SOFTMAX], and of those rows that allow it what `top` finds while they are written; the
      * tops of the others are left as they are. */

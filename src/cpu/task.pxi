@@ -3,9 +3,14 @@
 from libc.stdint cimport int64_t, uint16_t
 
 cdef extern from "kernels.h" nogil:
+    ctypedef enum Element:
+        REAL
+        FLOAT16
+        BFLOAT16
     ctypedef struct Operand:
         char *data
         Py_ssize_t outer, n, inner
+        Element element
     ctypedef enum Operation:
         SOFTMAX
         LOG_SOFTMAX
@@ -18,6 +23,7 @@ cdef extern from "kernels.h" nogil:
     ctypedef struct Task:
         Operand x, y, out, mask
         void *row_out
+        Element row_element
         double *top_value
         int64_t *top_place
         void *tops
@@ -53,8 +59,8 @@ cdef extern from "kernels.h" nogil:
         void (*binary_cross_entropy)(const void *, const void *, const void *, const void *,
                                      void *, void *, double, Py_ssize_t) noexcept nogil
         double (*sum)(const void *, Py_ssize_t) noexcept nogil
-        void (*widen)(bint, const uint16_t *, float *, Py_ssize_t) noexcept nogil
-        void (*narrow)(bint, const float *, uint16_t *, Py_ssize_t) noexcept nogil
+        void (*widen)(Element, const uint16_t *, float *, Py_ssize_t) noexcept nogil
+        void (*narrow)(Element, const float *, uint16_t *, Py_ssize_t) noexcept nogil
         RangeFunction softmax_with_top
         void (*top)(const void *, Py_ssize_t, Py_ssize_t, double *, int64_t *) noexcept nogil
         double (*entropy)(const void *, Py_ssize_t) noexcept nogil
