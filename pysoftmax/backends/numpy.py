@@ -185,9 +185,13 @@ def _rows(array: Array, axes: tuple[int, ...]) -> Array:
     return together.reshape(-1, count, 1)
 
 
+def _native(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    return dtype.newbyteorder("=")
+
+
 def _real(dtype: np.dtype[Any]) -> np.dtype[Any]:
     """What the kernels compute a result of `dtype` in: the half precisions in float32."""
-    return np.dtype(np.float32) if dtype.itemsize == 2 else dtype.newbyteorder("=")
+    return np.dtype(np.float32) if dtype.itemsize == 2 else _native(dtype)
 
 
 def _is_half(dtype: np.dtype[Any]) -> bool:
@@ -206,10 +210,6 @@ def _as_type(array: Array, dtype: np.dtype[Any]) -> Array:
     result = np.empty(array.shape, dtype)
     convert(np.require(array, requirements=("C", "A")), result)
     return result
-
-
-def _native(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    return dtype.newbyteorder("=")
 
 
 def _fits(dtype: np.dtype[Any], wanted: np.dtype[Any]) -> bool:

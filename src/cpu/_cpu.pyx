@@ -509,6 +509,8 @@ cdef int raise_no_scratch() except -1:
 cdef double ONE = 1.0
 
 cdef inline Element element_of(cnp.ndarray array) noexcept:
+    if cnp.PyArray_ITEMSIZE(array) != 2:
+        return REAL
     if cnp.PyArray_TYPE(array) == cnp.NPY_FLOAT16:
         return FLOAT16
     # As ml_dtypes names it.
