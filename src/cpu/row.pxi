@@ -20,10 +20,10 @@
 # scale 2^-K of their own; blocks whose K is not the row's are rescaled in the last sweep,
 # which is exact.
 #
-# Passes.  Rows of up to one block, several in work together: maximum, exp into 8 to 16 KiB of
-# scratch, one scaled copy to `out`; x is read from memory once, `out` written once. Longer:
-# block by block maximum and exp, stored to `out`, then one scaling sweep: two reads and two
-# writes of memory. logsumexp and the loss: one read.
+# Passes.  Rows of up to one block, several in work together: maximum, exp into scratch (up to a
+# chunk) or `out`, one scaling sweep over what a first-level cache still holds; x is read from
+# memory once, `out` written once. Longer: block by block maximum and exp, stored to `out`, then
+# one scaling sweep: two reads and two writes of memory. logsumexp and the loss: one read.
 # In place a long row's maximum is taken beforehand: a sweep that must start again
 # (an anchored row) has to find x intact.
 
@@ -201,6 +201,11 @@ cdef inline vec load_x(int kind, const real *x) noexcept nogil:
     return v_fetch(x) if kind == PRODUCT else v_load(x)
 
 
+cdef inline void prefetch_beside(int kind, const real *x) noexcept nogil:
+    """Ask memory for what comes next, beside the exponentials of the vector at x."""
+    prefetch(<const char *>x + (AHEAD_STORED if kind == EXP_STORED else AHEAD))
+
+
 cdef inline void add_lane_row(int kind, bint general, bint dense, bint easy, const real *x,
                               const real *y, real *e, Py_ssize_t i, const Scale *scale,
                               vec maximum, Sums *sums) noexcept nogil:
@@ -212,8 +217,7 @@ cdef inline void add_lane_row(int kind, bint general, bint dense, bint easy, con
             yv = v_fetch(y + i + v * VLEN)
         xv = load_x(kind, x + i + v * VLEN) if kind != PLAIN else yv
         if kind == EXP_STORED or kind == EXP_SUMMED:
-            prefetch(<const char *>(x + i + v * VLEN) + (AHEAD_STORED if kind == EXP_STORED
-                                                         else AHEAD))
+            prefetch_beside(kind, x + i + v * VLEN)
         ev = add_element(kind, general, dense, easy, xv, yv, scale, maximum, sums, v)
         if kind == EXP_STORED:
             v_store(e + i + v * VLEN, ev)
@@ -236,11 +240,17 @@ cdef inline void sum_lanes(int kind, bint general, bint dense, bint easy, int ve
     cdef int last = vectors - 1
     cdef bint has_exp = kind == EXP_STORED or kind == EXP_SUMMED
     sums.others = 0
+    # What is not added up is not cleared either: the loop over the tail keeps these in memory,
+    # where a compiler does not see that nobody reads them.
     for v in range(used):
-        sums.rest[v] = v_set1(SPLITTER)
-        sums.low[v] = zero
-        sums.dot[v] = zero
-        sums.q[v] = zero
+        if has_exp:
+            sums.rest[v] = v_set1(SPLITTER)
+        if has_exp and SPLITS:
+            sums.low[v] = zero
+        if dense or not has_exp:
+            sums.dot[v] = zero
+        if dense:
+            sums.q[v] = zero
     if vectors == 0:
         while i + LANES <= n:
             # Sums that are split are worth a look for lane rows without a maximum. The others
@@ -253,6 +263,8 @@ cdef inline void sum_lanes(int kind, bint general, bint dense, bint easy, int ve
             i += LANES
     for v in range(used):
         left = n - i - v * VLEN
+        if has_exp and vectors == 0 and left > 0:
+            prefetch_beside(kind, x + i + v * VLEN)
         if vectors > 0 and v < last or left >= VLEN:
             if dense or kind == PRODUCT or kind == PLAIN:
                 yv = v_fetch(y + i + v * VLEN)
@@ -275,10 +287,12 @@ cdef inline void sum_lanes(int kind, bint general, bint dense, bint easy, int ve
         for v in range(used):
             sums.rest[v] = v_sub(sums.rest[v], v_set1(SPLITTER))
         result.rest = in_order(vectors, sums.rest)
-        result.low = in_order(vectors, sums.low)
+        if SPLITS:
+            result.low = in_order(vectors, sums.low)
         result.others = sums.others
-    if dense or kind == PRODUCT or kind == PLAIN:
+    if dense or not has_exp:
         result.dot = in_order(vectors, sums.dot)
+    if dense:
         result.q = in_order(vectors, sums.q)
 
 
@@ -955,7 +969,8 @@ cdef inline Py_ssize_t sum_batch(int op, bint general, bint dense, int vectors, 
                   y_of(rows, start + k), e + k * stride, True, task.n, &scale,
                   v_set1(batch.max[k]), &sums)
         batch.lanes[k] = sums.rest
-        batch.low_lanes[k] = sums.low
+        if SPLITS:
+            batch.low_lanes[k] = sums.low
         if dense:
             batch.dot_lanes[k] = sums.dot
             batch.q_lanes[k] = sums.q
@@ -1368,17 +1383,20 @@ cdef inline void take_logs(bint long_sums, Py_ssize_t count, Batch *batch) noexc
 
 
 cdef Py_ssize_t sum_longer_batch(Kind kind, bint dense, const Rows *rows, Py_ssize_t n,
-                                 Py_ssize_t start, Py_ssize_t count, const View *view, real *e,
-                                 Py_ssize_t stride, const Maxima *maxima,
-                                 Batch *batch) noexcept nogil:
-    """sum_batch for rows of up to a block, whose maxima are known."""
+                                 Py_ssize_t start, Py_ssize_t count, const View *view,
+                                 const Maxima *maxima, Batch *batch) noexcept nogil:
+    """sum_batch for rows of up to a block, whose maxima are known.
+
+    Exponentials go to `out`, so that its lines are fetched beside them and not in the last sweep.
+    """
     cdef Partial whole
     cdef Py_ssize_t k
     for k in range(count):
         if not in_reach(view, maxima[k].whole):
             return k
-        add_block(kind, dense, x_of(rows, start + k), y_of(rows, start + k), e + k * stride, True,
-                  n, view, &maxima[k], exponent_of(view, maxima[k].whole), &whole)
+        add_block(kind, dense, x_of(rows, start + k), y_of(rows, start + k),
+                  out_of(rows, start + k), False, n, view, &maxima[k],
+                  exponent_of(view, maxima[k].whole), &whole)
         batch.max[k] = <real>whole.max
         batch.at_max[k] = <real>whole.at_max
         batch.count[k] = whole.count
@@ -1399,6 +1417,7 @@ cdef inline void write_batch(int op, bint general, bint dense, int vectors, cons
     cdef double spike, gradient = task.gradient_scale / view.temperature
     cdef Py_ssize_t k, row
     cdef real *out
+    cdef const real *exponentials
     last.beta_high = v_set1(<real>view.beta_high)
     last.beta_low = v_set1(<real>view.beta_low)
     if stores_exp(op):
@@ -1439,15 +1458,16 @@ cdef inline void write_batch(int op, bint general, bint dense, int vectors, cons
             last.m = v_set1(<real>batch.rest[k])
             write_columns(op, general, False, False, vectors, x_of(rows, start + k),
                           y_of(rows, start + k), False, out, task.n, &last)
+        exponentials = out if vectors == LONGER else e + k * stride
         if vectors <= 0 and is_watched(op, task):
-            write_row_with_top(e + k * stride, out, batch.high[k], batch.low_factor[k], task, row)
+            write_row_with_top(exponentials, out, batch.high[k], batch.low_factor[k], task, row)
             continue
         if stores_exp(op) and vectors != FEW:
             last.high = v_set1(batch.high[k])
             last.low = v_set1(batch.low_factor[k])
             last.m = v_set1(<real>-gradient)
-            write_columns(SOFTMAX, False, dense, False, vectors, e + k * stride,
-                          y_of(rows, start + k), True, out, task.n, &last)
+            write_columns(SOFTMAX, False, dense, False, vectors, exponentials,
+                          y_of(rows, start + k), vectors != LONGER, out, task.n, &last)
         if is_loss(op):
             whole.max = batch.max[k]
             whole.at_max = batch.at_max[k]
@@ -1526,7 +1546,7 @@ cdef inline Py_ssize_t batched_rows(int op, bint general, bint dense, int vector
             usable = sum_few(op, rows, task.n, start, count, view, block, &batch)
         elif vectors == LONGER:
             usable = sum_longer_batch(kind_of(op), dense, rows, task.n, start, count, view,
-                                      block, stride, maxima, &batch)
+                                      maxima, &batch)
             # Those of the next rows, while the sums of these are still being added.
             for k in range(min(most, rows.count - start - count)):
                 find_maxima(x_of(rows, start + count + k), task.n, &maxima[k])
@@ -1542,7 +1562,7 @@ cdef inline Py_ssize_t batched_rows(int op, bint general, bint dense, int vector
 
 
 cdef struct Scratch:
-    real *block        # EXP_SCRATCH reals
+    real *block        # EXP_SCRATCH reals, for exponentials
     double *exponents  # K of each block of a row, if a row is longer than that
     real *q            # q of a row, where it is not the target probabilities themselves
     real *x_rows       # gathered rows
