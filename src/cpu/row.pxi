@@ -1095,7 +1095,11 @@ cdef inline void sum_chunk_columns(int kind, bint general, bint dense, const rea
     cdef vec[16] rest, low, dot, q
     cdef Py_ssize_t first, quarter = LANES // 4
     for first in range(min(n, quarter), 8 if n <= 8 else 16):
-        rest[first] = low[first] = dot[first] = q[first] = zero
+        rest[first] = zero
+        if SPLITS:
+            low[first] = zero
+        if dense:
+            dot[first] = q[first] = zero
     if n <= quarter:
         add_groups(kind, general, dense, 1, x, y, e, n, ahead, scale, maximum, rest, low, dot, q,
                    &others)

@@ -2,7 +2,7 @@
 #
 # Mathematics, precision and the order of additions are those of row.pxi; here a lane is
 # one row, so nothing is ever added across lanes. A panel is eight vectors of neighbouring
-# rows, block after block of its columns.
+# rows (four of long ones), block after block of its columns.
 #
 # Passes over a block: its columns are packed next to each other (a stride of a power of two
 # would put them all into the same few sets of the cache), then everything is done there, and
@@ -13,6 +13,8 @@
 cdef enum:
     WIDE = 8  # vectors in a panel (measured: 4 and 16 are slower)
     UNIT = 4  # vectors that are not divided among threads
+    # Of more columns, UNIT vectors in a panel: WIDE are more than a second-level cache holds.
+    WIDE_COLUMNS = BLOCK // 2
 
 cdef struct Panel:
     const char *x
@@ -31,6 +33,9 @@ cdef struct Panel:
 cdef enum:
     # Measured: above, the next panel takes too much of the caches; below, it is in one already.
     AHEAD_COLUMNS = 128
+    # Of more columns, memory is asked for the one that is so many further on: where columns lie
+    # pages apart, processors do not foresee it.
+    COLUMNS_AHEAD = 8
     FROM_MEMORY = 16 << 20  # bytes
 
 cdef struct PanelScratch:
@@ -93,11 +98,14 @@ cdef inline void pack_as(bint masked, int full, const Panel *panel, Py_ssize_t b
     cdef vec xv, lowest = v_set1(<real>-INFINITY)
     cdef const char *column = panel.x + begin * panel.x_step
     cdef Py_ssize_t c, step = panel.x_step
+    cdef bint asks_ahead = end - begin > AHEAD_COLUMNS
     cdef int v, vectors = full if full else panel.vectors
     for v in range(vectors):
         m[v] = lowest
     for c in range(begin, end):
         for v in range(vectors):
+            if asks_ahead:
+                prefetch(column + COLUMNS_AHEAD * step + v * <Py_ssize_t>(VLEN * sizeof(real)))
             xv = panel_load(full, column, panel, v)
             if masked:
                 xv = v_where(kept(panel, c, v), xv, lowest)
@@ -623,8 +631,9 @@ cdef inline Py_ssize_t place(const Task *task, Py_ssize_t index, Py_ssize_t end,
 cdef inline int run_panels(int op, const Task *task, Py_ssize_t begin,
                            Py_ssize_t end) noexcept nogil:
     """Units [begin, end), counted along the inner dimension, outer by outer."""
-    cdef Py_ssize_t index = begin, most = units_together(task, begin, end, WIDE // UNIT)
-    cdef Py_ssize_t columns = WIDE * VLEN, rows_end
+    cdef Py_ssize_t index = begin, columns = WIDE * VLEN, rows_end
+    cdef Py_ssize_t most = units_together(task, begin, end,
+                                          WIDE // UNIT if task.n <= WIDE_COLUMNS else 1)
     cdef Py_ssize_t blocks = (task.n + BLOCK - 1) // BLOCK, levels = 2
     cdef Py_ssize_t room = packed_at(BLOCK) * WIDE
     cdef View view
