@@ -68,7 +68,7 @@ def kernel_extension(target: str, real: str) -> Extension:
         f"pysoftmax.backends.{name}",
         [str(stub)],
         include_dirs=["src/cpu"],
-        depends=[str(path) for path in sorted(Path("src/cpu").iterdir())],
+        depends=[str(path) for path in sorted(Path("src/cpu").glob("*.*"))],
         define_macros=[("PYSOFTMAX_DOUBLE", REALS[real])],
         extra_compile_args=FLAGS + TARGETS[target],
     )
@@ -83,7 +83,11 @@ def extensions() -> list[Extension]:
         "pysoftmax.backends._cpu",
         ["src/cpu/_cpu.pyx"],
         include_dirs=["src/cpu", numpy.get_include()],
-        depends=["src/cpu/kernels.h", "src/cpu/task.pxi"],
+        depends=[
+            "src/cpu/kernels.h",
+            "src/cpu/task.pxi",
+            *map(str, sorted(Path("src/cpu/door").iterdir())),
+        ],
         define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION")],
         extra_compile_args=FLAGS,
     )

@@ -440,6 +440,6 @@ def _enumerated(path, pattern):
 def test_the_backends_number_the_operations_as_the_kernels_do():
     numbered = _enumerated("cpu/kernels.h", r"typedef enum \{([^}]*)\} Operation;")
     del numbered["OPERATIONS"]
-    with_cuda = _enumerated("cuda/row.cuh", r"enum Operation \{(.*?)\};")
+    with_cuda = _enumerated("cuda/task.cuh", r"enum Operation \{(.*?)\};")
     assert numbered.items() <= with_cuda.items()
     assert {name: getattr(_operations, name) for name in with_cuda} == with_cuda

@@ -46,7 +46,7 @@ _COUNTS = (
 )
 LABELS_OF_A_BLOCK = 16 * 256  # that the 256 threads of a block count
 
-# The structs of the same names in row.cuh, elementwise.cuh and means.cuh.
+# The structs of the same names in task.cuh, elementwise.cuh and means.cuh.
 TASK = np.dtype(
     [(name, np.uint64) for name in _POINTERS]
     + [(name, np.int64) for name in _COUNTS]

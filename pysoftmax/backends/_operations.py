@@ -1,4 +1,4 @@
-"""The row operations by the numbers that src/cpu/kernels.h and src/cuda/row.cuh give them."""
+"""The row operations by the numbers that src/cpu/kernels.h and src/cuda/task.cuh give them."""
 
 (
     SOFTMAX,

@@ -11,7 +11,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
-#ifdef __F16C__
+#if defined(__F16C__) || defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
@@ -82,6 +82,33 @@ static inline void halves_of_floats(const float *floats, uint16_t *halves, ptrdi
     }
 #endif
     for (; i < n; i++) halves[i] = half_of_float(floats[i]);
+}
+
+#if defined(__AVX2__) && !defined(__AVX512F__)
+/* bfloat_of_float of eight, in 32 bits each. */
+static inline __m256i eight_bfloats(__m256 eight) {
+    __m256i bits = _mm256_castps_si256(eight), upper = _mm256_srli_epi32(bits, 16);
+    __m256i half = _mm256_add_epi32(_mm256_set1_epi32(0x7fff),
+                                    _mm256_and_si256(upper, _mm256_set1_epi32(1)));
+    __m256i rounded = _mm256_srli_epi32(_mm256_add_epi32(bits, half), 16);
+    __m256i nan = _mm256_or_si256(_mm256_and_si256(upper, _mm256_set1_epi32(0x8000)),
+                                  _mm256_set1_epi32(0x7fc0));
+    __m256 is_nan = _mm256_cmp_ps(eight, eight, _CMP_UNORD_Q);
+    return _mm256_blendv_epi8(rounded, nan, _mm256_castps_si256(is_nan));
+}
+#endif
+
+static inline void bfloats_of_floats(const float *floats, uint16_t *bfloats, ptrdiff_t n) {
+    ptrdiff_t i = 0;
+    /* gcc packs by more shuffles than it takes; with AVX-512 there is an instruction for it. */
+#if defined(__AVX2__) && !defined(__AVX512F__)
+    for (; i + 16 <= n; i += 16) {
+        __m256i packed = _mm256_packus_epi32(eight_bfloats(_mm256_loadu_ps(floats + i)),
+                                             eight_bfloats(_mm256_loadu_ps(floats + i + 8)));
+        _mm256_storeu_si256((__m256i *)(bfloats + i), _mm256_permute4x64_epi64(packed, 0xd8));
+    }
+#endif
+    for (; i < n; i++) bfloats[i] = bfloat_of_float(floats[i]);
 }
 
 #endif

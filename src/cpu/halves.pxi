@@ -6,7 +6,7 @@ cdef extern from "half.h" nogil:
     void floats_of_halves(const uint16_t *halves, float *floats, Py_ssize_t n)
     void halves_of_floats(const float *floats, uint16_t *halves, Py_ssize_t n)
     float float_of_bfloat(uint16_t bfloat)
-    uint16_t bfloat_of_float(float value)
+    void bfloats_of_floats(const float *floats, uint16_t *bfloats, Py_ssize_t n)
 
 
 cdef void widen(Element element, const uint16_t *halves, float *floats,
@@ -21,9 +21,7 @@ cdef void widen(Element element, const uint16_t *halves, float *floats,
 
 cdef void narrow(Element element, const float *floats, uint16_t *halves,
                  Py_ssize_t n) noexcept nogil:
-    cdef Py_ssize_t i
     if element == FLOAT16:
         halves_of_floats(floats, halves, n)
-        return
-    for i in range(n):
-        halves[i] = bfloat_of_float(floats[i])
+    else:
+        bfloats_of_floats(floats, halves, n)

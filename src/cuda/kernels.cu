@@ -2,7 +2,7 @@
 // pysoftmax/backends/cupy.py and compiled when it is first needed:
 //
 //   ELEMENT_BITS, BFLOAT16   the element type; PYSOFTMAX_DOUBLE says whether `real` is double
-//   OPERATION                one of row.cuh
+//   OPERATION                one of task.cuh
 //   GENERAL                  1: with a temperature other than 1
 //   DENSE                    1: a loss in which every class has a target weight of its own
 // and the kernel:
@@ -31,6 +31,9 @@
 #elif defined(MEANS)
 #include "means.cuh"
 #else
+#include "task.cuh"
+#include "sums.cuh"
+#include "results.cuh"
 #include "row.cuh"
 #if ALONG_COLUMNS
 #include "vertical.cuh"

@@ -1,0 +1,179 @@
+# Half precisions: float16 and bfloat16, which have no kernels of their own.
+#
+# Converted part by part to float and back, so that the floats stay in a cache; to what runs over a
+# part it is a task like any other.
+
+cdef enum:
+    PART = 1 << 12     # elements converted at a time: 16 KiB of floats
+    TALLEST = 1 << 20  # elements of the columns that a vertical kernel takes together
+
+cdef struct HalfTask:
+    Task task  # comes first: a pointer to it is handed on as one to a Task
+    Operation op
+    bint vertical
+    Py_ssize_t width, per_outer  # neighbours in a part; parts along inner
+
+
+cdef inline bint has_halves(const Task *task) noexcept nogil:
+    return (task.x.element != REAL or task.y.element != REAL or task.out.element != REAL
+            or task.row_element != REAL)
+
+
+cdef inline void convert_some(bint widening, Element element, void *halves, float *floats,
+                              Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
+    if widening:
+        float32_table.widen(element, <const uint16_t *>halves + begin, floats + begin, end - begin)
+    else:
+        float32_table.narrow(element, floats + begin, <uint16_t *>halves + begin, end - begin)
+
+
+cdef void convert(bint widening, Element element, void *halves, float *floats,
+                  Py_ssize_t n) noexcept nogil:
+    """Contiguous elements, by as many threads as so many are worth."""
+    cdef int threads = threads_for(n) if n > PART else 1, part
+    if threads <= 1:
+        convert_some(widening, element, halves, floats, 0, n)
+        return
+    mark_openmp_used()
+    for part in prange(threads, num_threads=threads, schedule="static"):
+        convert_some(widening, element, halves, floats, n * part // threads,
+                     n * (part + 1) // threads)
+
+
+cdef void convert_part(bint widening, bint vertical, const Operand *operand, Py_ssize_t n,
+                       Py_ssize_t count, float *floats) noexcept nogil:
+    """`count` neighbouring rows: floats are (n, count) if vertical, else (count, n)."""
+    cdef char *halves = operand.data
+    cdef Py_ssize_t c, k
+    if vertical:
+        for c in range(n):
+            convert(widening, operand.element, halves + c * operand.n, floats + c * count, count)
+    elif operand.n == 2 and operand.inner == 2 * n:
+        convert(widening, operand.element, halves, floats, count * n)
+    elif operand.n == 2:
+        for k in range(count):
+            convert(widening, operand.element, halves + k * operand.inner, floats + k * n, n)
+    else:
+        for c in range(n):
+            for k in range(count):
+                convert_some(widening, operand.element,
+                             halves + c * operand.n + k * operand.inner, floats + k * n + c, 0, 1)
+
+
+cdef inline bint take_part(const Operand *whole, Py_ssize_t outer, Py_ssize_t inner,
+                           Operand *part) noexcept nogil:
+    """The operand from there on; whether it is to be converted."""
+    if whole.data != NULL:
+        part.data = whole.data + outer * whole.outer + inner * whole.inner
+    return whole.element != REAL
+
+
+cdef inline void put_in_floats(bint vertical, Py_ssize_t n, Py_ssize_t count, float *floats,
+                               Operand *part) noexcept nogil:
+    part.data = <char *>floats
+    part.n = sizeof(float) * (count if vertical else 1)
+    part.inner = sizeof(float) * (1 if vertical else n)
+    part.element = REAL
+
+
+cdef int compute_part(const HalfTask *halves, Py_ssize_t index, float *x, float *y,
+                      float *row_out) noexcept nogil:
+    """x, y, row_out: where to hold floats; an output takes the place of x."""
+    cdef const Task *whole = &halves.task
+    cdef bint vertical = halves.vertical, narrowed
+    cdef Py_ssize_t outer = index // halves.per_outer
+    cdef Py_ssize_t inner = (index - outer * halves.per_outer) * halves.width
+    cdef Py_ssize_t n = whole.n, count = min(halves.width, whole.inner - inner)
+    cdef Py_ssize_t row = outer * whole.inner + inner
+    cdef Task part = whole[0]
+    cdef Operand out
+    cdef char *row_place = NULL
+    part.outer = 1
+    part.inner = count
+    part.temperature += row * part.temperature_step
+    if part.target != NULL:
+        part.target += row
+    if part.row_out != NULL:
+        row_place = <char *>part.row_out + row * size_of(part.row_element, sizeof(float))
+        part.row_out = row_place if part.row_element == REAL else <char *>row_out
+        part.row_element = REAL
+    take_part(&whole.mask, outer, inner, &part.mask)
+    if take_part(&whole.x, outer, inner, &part.x):
+        convert_part(True, vertical, &part.x, n, count, x)
+        put_in_floats(vertical, n, count, x, &part.x)
+    if take_part(&whole.y, outer, inner, &part.y):
+        convert_part(True, vertical, &part.y, n, count, y)
+        put_in_floats(vertical, n, count, y, &part.y)
+    narrowed = take_part(&whole.out, outer, inner, &part.out)
+    out = part.out
+    if narrowed:
+        put_in_floats(vertical, n, count, x, &part.out)
+    if not vertical:
+        part = turned_round(&part)
+    if run(halves.op, &part, sizeof(float)):
+        return -1
+    if narrowed:
+        convert_part(False, vertical, &out, n, count, x)
+    if whole.row_element != REAL:
+        convert(False, whole.row_element, row_place, row_out, count)
+    return 0
+
+
+cdef int compute_parts(const Task *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
+    """Parts [begin, end) of a HalfTask."""
+    cdef const HalfTask *halves = <const HalfTask *>task
+    cdef float[3 * PART] nearby
+    cdef float *floats = nearby
+    cdef Py_ssize_t room = halves.width * task.n, index
+    cdef Py_ssize_t y_room = room if task.y.element != REAL else 0
+    cdef int failed = 0
+    if room + y_room + halves.width > 3 * PART:
+        floats = <float *>malloc((room + y_room + halves.width) * sizeof(float))
+        if floats == NULL:
+            return -1
+    for index in range(begin, end):
+        failed |= compute_part(halves, index, floats, floats + room, floats + room + y_room)
+    if floats != nearby:
+        free(floats)
+    return failed
+
+
+cdef int run_halves(Operation op, const Task *task) noexcept nogil:
+    """`run` where something is in half precision."""
+    cdef HalfTask halves
+    cdef int threads = threads_for(task.outer * task.inner * task.n)
+    cdef Py_ssize_t unit = float32_table.panel_columns
+    cdef Py_ssize_t most = PART if task.y.element == REAL else PART // 2
+    halves.task = turned_round(task) if task.inner == 1 else task[0]
+    halves.op = op
+    halves.width = max(<Py_ssize_t>1, most // task.n)
+    halves.vertical = (has_panels(float32_table, op, &halves.task, sizeof(float))
+                       and task.n * unit <= TALLEST)
+    if halves.vertical:
+        halves.width = max(<Py_ssize_t>1, most // (task.n * unit)) * unit
+    if is_shared(op, task, threads, sizeof(float)):
+        halves.width = threads = 1  # and several for each
+    halves.width = min(halves.width, halves.task.inner)
+    halves.per_outer = (halves.task.inner + halves.width - 1) // halves.width
+    if threads > 1:
+        mark_openmp_used()
+    return over_range(compute_parts, &halves.task, halves.task.outer * halves.per_outer, threads)
+
+
+cdef void convert_arrays(bint widening, cnp.ndarray halves, cnp.ndarray floats):
+    cdef Element element = element_of(halves)
+    cdef void *half = cnp.PyArray_DATA(halves)
+    cdef float *single = <float *>cnp.PyArray_DATA(floats)
+    cdef Py_ssize_t n = cnp.PyArray_SIZE(halves)
+    with nogil:
+        convert(widening, element, half, single, n)
+
+
+def widen(cnp.ndarray halves not None, cnp.ndarray floats not None, /):
+    """Write float16 or bfloat16 to float32 of the same shape; both contiguous."""
+    convert_arrays(True, halves, floats)
+
+
+def narrow(cnp.ndarray floats not None, cnp.ndarray halves not None, /):
+    """Round float32 to float16 or bfloat16 of the same shape; both contiguous."""
+    convert_arrays(False, halves, floats)
