@@ -21,6 +21,7 @@ except ImportError:  # pragma: no cover - pip installs the build requirements
 
 ROOT = Path(__file__).parent
 STUBS = Path("build", "stubs")
+CPU = Path("src", "cpu")
 
 # The kernels are specialised by inlining constants (operation, vectors in a row) into one
 # source. On targets whose vectors the compiler has to cut up, that would take it minutes.
@@ -68,7 +69,7 @@ def kernel_extension(target: str, real: str) -> Extension:
         f"pysoftmax.backends.{name}",
         [str(stub)],
         include_dirs=["src/cpu"],
-        depends=[str(path) for path in sorted(Path("src/cpu").glob("*.*"))],
+        depends=[str(path) for end in ("h", "pxi") for path in sorted(CPU.glob(f"*.{end}"))],
         define_macros=[("PYSOFTMAX_DOUBLE", REALS[real])],
         extra_compile_args=FLAGS + TARGETS[target],
     )
@@ -86,7 +87,7 @@ def extensions() -> list[Extension]:
         depends=[
             "src/cpu/kernels.h",
             "src/cpu/task.pxi",
-            *map(str, sorted(Path("src/cpu/door").iterdir())),
+            *map(str, sorted(CPU.glob("door/*.pxi"))),
         ],
         define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION")],
         extra_compile_args=FLAGS,

@@ -41,6 +41,10 @@ cdef inline Kind kind_of(int op) noexcept nogil:
         return PRODUCT
     return EXP_STORED if stores_exp(op) else EXP_SUMMED
 
+cdef inline bint has_exp(int kind) noexcept nogil:
+    """Sweeps of exponentials; the others add y up, or its products."""
+    return kind == EXP_STORED or kind == EXP_SUMMED
+
 
 # ---------------------------------------------------------------- one block, one chunk
 
@@ -193,10 +197,10 @@ cdef inline void add_lane_row(int kind, bint general, bint dense, bint easy, con
     cdef vec xv, ev, yv = v_set1(0)
     cdef int v
     for v in range(4):
-        if dense or kind == PRODUCT or kind == PLAIN:
+        if dense or not has_exp(kind):
             yv = v_fetch(y + i + v * VLEN)
         xv = load_x(kind, x + i + v * VLEN) if kind != PLAIN else yv
-        if kind == EXP_STORED or kind == EXP_SUMMED:
+        if has_exp(kind):
             prefetch_beside(kind, x + i + v * VLEN)
         ev = add_element(kind, general, dense, easy, xv, yv, scale, maximum, sums, v)
         if kind == EXP_STORED:
@@ -213,21 +217,20 @@ cdef inline void sum_lanes(int kind, bint general, bint dense, bint easy, int ve
     """
     cdef Sums sums
     cdef vec zero = v_set1(0), yv = zero, xv, ev
-    cdef vec absent = zero if kind == PRODUCT or kind == PLAIN else v_set1(<real>-INFINITY)
+    cdef vec absent = v_set1(<real>-INFINITY) if has_exp(kind) else zero
     cdef vmask present
     cdef Py_ssize_t i = 0, left
     cdef int v, used = vectors if vectors > 0 else 4
     cdef int last = vectors - 1
-    cdef bint has_exp = kind == EXP_STORED or kind == EXP_SUMMED
     sums.others = 0
     # What is not added up is not cleared either: the loop over the tail keeps these in memory,
     # where a compiler does not see that nobody reads them.
     for v in range(used):
-        if has_exp:
+        if has_exp(kind):
             sums.rest[v] = v_set1(SPLITTER)
-        if has_exp and SPLITS:
+        if has_exp(kind) and SPLITS:
             sums.low[v] = zero
-        if dense or not has_exp:
+        if dense or not has_exp(kind):
             sums.dot[v] = zero
         if dense:
             sums.q[v] = zero
@@ -235,7 +238,7 @@ cdef inline void sum_lanes(int kind, bint general, bint dense, bint easy, int ve
         while i + LANES <= n:
             # Sums that are split are worth a look for lane rows without a maximum. The others
             # would gain less than the branch costs where it is not foreseen.
-            if has_exp and SPLITS and not easy and not has_any(x + i, maximum):
+            if has_exp(kind) and SPLITS and not easy and not has_any(x + i, maximum):
                 add_lane_row(kind, general, dense, True, x, y, e, i, scale, maximum, &sums)
                 sums.others += LANES
             else:
@@ -243,10 +246,10 @@ cdef inline void sum_lanes(int kind, bint general, bint dense, bint easy, int ve
             i += LANES
     for v in range(used):
         left = n - i - v * VLEN
-        if has_exp and vectors == 0 and left > 0:
+        if has_exp(kind) and vectors == 0 and left > 0:
             prefetch_beside(kind, x + i + v * VLEN)
         if vectors > 0 and v < last or left >= VLEN:
-            if dense or kind == PRODUCT or kind == PLAIN:
+            if dense or not has_exp(kind):
                 yv = v_fetch(y + i + v * VLEN)
             xv = load_x(kind, x + i + v * VLEN) if kind != PLAIN else zero
             ev = add_element(kind, general, dense, easy, xv, yv, scale, maximum, &sums, v)
@@ -254,7 +257,7 @@ cdef inline void sum_lanes(int kind, bint general, bint dense, bint easy, int ve
                 v_store(e + i + v * VLEN, ev)
         elif vectors > 0 or left > 0:
             present = v_first(left)
-            if dense or kind == PRODUCT or kind == PLAIN:
+            if dense or not has_exp(kind):
                 yv = v_load_first(y + i + v * VLEN, present, zero)
             xv = v_load_first(x + i + v * VLEN, present, absent) if kind != PLAIN else zero
             ev = add_element(kind, general, dense, easy, xv, yv, scale, maximum, &sums, v)
@@ -263,14 +266,14 @@ cdef inline void sum_lanes(int kind, bint general, bint dense, bint easy, int ve
                     v_store(e + i + v * VLEN, ev)
                 else:
                     v_store_first(e + i + v * VLEN, left, ev)
-    if has_exp:
+    if has_exp(kind):
         for v in range(used):
             sums.rest[v] = v_sub(sums.rest[v], v_set1(SPLITTER))
         result.rest = in_order(vectors, sums.rest)
         if SPLITS:
             result.low = in_order(vectors, sums.low)
         result.others = sums.others
-    if dense or not has_exp:
+    if dense or not has_exp(kind):
         result.dot = in_order(vectors, sums.dot)
     if dense:
         result.q = in_order(vectors, sums.q)
@@ -313,14 +316,14 @@ cdef inline void add_block_as(int kind, bint general, bint dense, const real *x,
     block.at_max = 0
     for c in range(4):
         chunk[c].rest = chunk[c].low = chunk[c].count = chunk[c].dot = chunk[c].q = 0
-    if kind == EXP_STORED or kind == EXP_SUMMED:
+    if has_exp(kind):
         block.max = maxima.whole
         maximum = v_set1(<real>block.max)
         set_scale(&scale, view, exponent)
     for c in range(chunks):
         begin = c * CHUNK
         length = min(n - begin, CHUNK)
-        if kind == EXP_STORED or kind == EXP_SUMMED:
+        if has_exp(kind):
             easy = not v_any(v_eq(maxima.of_chunk[c], maximum))
         else:
             length = opaque(length)
@@ -333,12 +336,12 @@ cdef inline void add_block_as(int kind, bint general, bint dense, const real *x,
         else:
             sum_lanes(kind, general, dense, False, 0, x_part, y_part, e_part, roomy, length,
                       &scale, maximum, &sums)
-        if (kind == EXP_STORED or kind == EXP_SUMMED) and not easy:
+        if has_exp(kind) and not easy:
             chunk[c].count = ties_of(length, sums.others)
-        if kind == EXP_STORED or kind == EXP_SUMMED:
+        if has_exp(kind):
             chunk[c].rest = v_reduce_add(sums.rest)
             chunk[c].low = v_reduce_add(sums.low) if SPLITS else 0
-        if dense or kind == PRODUCT or kind == PLAIN:
+        if dense or not has_exp(kind):
             chunk[c].dot = v_reduce_add(sums.dot)
             chunk[c].q = v_reduce_add(sums.q) if dense else 0
     if chunks > 1:
@@ -348,7 +351,7 @@ cdef inline void add_block_as(int kind, bint general, bint dense, const real *x,
     block.count = chunk[0].count + chunk[1].count + chunk[2].count + chunk[3].count
     block.dot = (chunk[0].dot + chunk[1].dot) + (chunk[2].dot + chunk[3].dot)
     block.q = (chunk[0].q + chunk[1].q) + (chunk[2].q + chunk[3].q)
-    if kind == EXP_STORED or kind == EXP_SUMMED:
+    if has_exp(kind):
         if block.max == -INFINITY:
             block.count = 0
             if dense and block.q > 0:
@@ -449,7 +452,7 @@ cdef bint sweep(int op, bint dense, const real *x, const real *y, real *e, bint 
     cdef double running = start_max, exponent = 0
     for begin from 0 <= begin < n by BLOCK:
         length = min(n - begin, BLOCK)
-        if kind == EXP_STORED or kind == EXP_SUMMED:
+        if has_exp(kind):
             find_maxima(x + begin, length, &maxima)
             running = max(running, maxima.whole)
             if running > -INFINITY and not in_reach(view, running):

@@ -33,10 +33,10 @@ cdef struct Panel:
 cdef enum:
     # Measured: above, the next panel takes too much of the caches; below, it is in one already.
     AHEAD_COLUMNS = 128
+    FROM_MEMORY = 16 << 20  # bytes
     # Of more columns, memory is asked for the one that is so many further on: where columns lie
     # pages apart, processors do not foresee it.
     COLUMNS_AHEAD = 8
-    FROM_MEMORY = 16 << 20  # bytes
 
 cdef struct PanelScratch:
     real *packed       # a block of columns for each vector
@@ -98,13 +98,13 @@ cdef inline void pack_as(bint masked, int full, const Panel *panel, Py_ssize_t b
     cdef vec xv, lowest = v_set1(<real>-INFINITY)
     cdef const char *column = panel.x + begin * panel.x_step
     cdef Py_ssize_t c, step = panel.x_step
-    cdef bint asks_ahead = end - begin > AHEAD_COLUMNS
+    cdef bint many = end - begin > AHEAD_COLUMNS
     cdef int v, vectors = full if full else panel.vectors
     for v in range(vectors):
         m[v] = lowest
     for c in range(begin, end):
         for v in range(vectors):
-            if asks_ahead:
+            if many:
                 prefetch(column + COLUMNS_AHEAD * step + v * <Py_ssize_t>(VLEN * sizeof(real)))
             xv = panel_load(full, column, panel, v)
             if masked:
