@@ -3,6 +3,7 @@
 # make bench    run every benchmark once, on what is checked out
 # make results  measure again what the documents show; half an hour
 # make pictures draw the pictures and fill in the tables of the documents from the results
+# make docs     the documentation site, build/site
 # make test-gpu the tests that need a GPU; CUDA=cuda12 where the driver is older
 # make sanitize-gpu  every kernel under compute-sanitizer, which comes with the CUDA toolkit
 # make bench-gpu     race the peers on a GPU
@@ -28,7 +29,8 @@ pip := $(bin)/python -m pip install --quiet --disable-pip-version-check
 made := $(VENV)/.made-with-$(subst /,_,$(PYTHON))
 sources := pyproject.toml setup.py $(wildcard src/cpu/*)
 
-.PHONY: run test test-gpu sanitize-gpu bench-gpu bench dashboard record results pictures lint clean
+.PHONY: run test test-gpu sanitize-gpu bench-gpu bench dashboard record results pictures docs lint
+.PHONY: clean
 .DELETE_ON_ERROR:
 
 run: $(VENV)/.installed-plot
@@ -72,6 +74,10 @@ results: $(VENV)/.installed-bench $(VENV)/.installed-peers $(VENV)/.installed-te
 pictures: $(VENV)/.installed-bench
 	$(bin)/python tools/pictures.py
 
+docs: $(VENV)/.installed-docs
+	$(bin)/sphinx-build --quiet --fail-on-warning --keep-going -c docs . build/site
+	@echo "open build/site/index.html"
+
 lint: $(VENV)/.installed-dev
 	$(bin)/ruff check .
 	$(bin)/ruff format --check .
@@ -99,5 +105,5 @@ $(VENV)/.installed-asv: $(made)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info pysoftmax/backends/*.so
-	rm -rf asv_bench/env asv_bench/html asv_bench/vendor .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf docs/generated asv_bench/env asv_bench/html asv_bench/vendor .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find pysoftmax tests asv_bench tools -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -75,6 +75,13 @@ def test_the_readme_names_every_public_function():
     assert not missing, f"README.md, Functions: add {', '.join(missing)}"
 
 
+def test_the_reference_has_every_public_name():
+    listed = re.findall(r"(?m)^   ([\w.]+)$", (ROOT / "docs/reference.rst").read_text())
+    public = [n for n in ps.__all__ if callable(getattr(ps, n))]
+    public += [f"testing.{n}" for n in ps.testing.__all__]
+    assert not (missing := set(public) - {*listed}), f"docs/reference.rst: add {missing}"
+
+
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 def test_links_to_files_lead_somewhere(path):
     links = LINK.findall(CODE.sub("", path.read_text()))
