@@ -15,14 +15,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pysoftmax.backends.numpy import count_confidences
+from pysoftmax.backends.numpy import count_confidences, count_rows
 
 Floats = NDArray[np.float64]
 
-PART = 4096  # rows counted at a time, at most
+PART = 4096  # rows whose sums have 64 bits, at most
 
 _BITS = 48  # of a number; in two halves of 24, whose products of 4096 rows fit into 64
 _HALF = _BITS // 2
+
+_TALLIES = ("nan", "invalid", "above", "below")  # what `Counts` begins with
 
 
 class Drift(NamedTuple):
@@ -90,48 +92,78 @@ class Counts:
     """All that is known of some rows."""
 
     def __init__(self, n_classes: int, n_bins: int) -> None:
-        self.nan = self.invalid = self.above = self.below = 0
-        self.confidence, self.entropy = Moments(), Moments()
-        self.histogram = np.zeros(n_bins, np.int64)
-        self.classes = np.zeros(n_classes, np.int64)
+        self.rows = 0  # whatever was in them
+        self.n_bins = n_bins
+        # One array, so that what compiled code adds to is one, and so is what is added up.
+        self._counts = np.zeros(len(_TALLIES) + n_bins + n_classes, np.int64)
+        self.histogram = self._counts[len(_TALLIES) : len(_TALLIES) + n_bins]
+        self.classes = self._counts[len(_TALLIES) + n_bins :]
+        self._confidence, self.entropy = Moments(), Moments()
+        # What is not in `_confidence` yet: rows, and their sums of 64 bits, which hold `PART`.
+        self._recent = 0
+        self._sums = np.zeros(4, np.int64)
 
     @property
-    def rows(self) -> int:
-        """How many rows there were, whatever was in them."""
-        return self.confidence.n + self.nan + self.invalid
+    def nan(self) -> int:
+        return int(self._counts[0])
+
+    @property
+    def invalid(self) -> int:
+        return int(self._counts[1])
+
+    @property
+    def above(self) -> int:
+        return int(self._counts[2])
+
+    @property
+    def below(self) -> int:
+        return int(self._counts[3])
+
+    @property
+    def confidence(self) -> Moments:
+        """Of the rows that are neither NaN nor invalid."""
+        if self._recent:
+            first, squares, products, rest = self._sums.tolist()
+            self._confidence.n = self.rows - self.nan - self.invalid
+            self._confidence.first += first
+            self._confidence.second += (squares << _BITS) + (products << (_HALF + 1)) + rest
+            self._sums[:] = self._recent = 0
+        return self._confidence
+
+    def room(self) -> int:
+        """How many rows may be seen next, 1 at least and `PART` at most."""
+        if self._recent == PART:
+            _ = self.confidence
+        return PART - self._recent
 
     def see(self, confidence: Floats, labels: NDArray[np.int64], cuts: Cuts) -> None:
-        """Count at most `PART` rows: their confidences and classes."""
-        nan, invalid, above, below, first, squares, products, rest = count_confidences(
-            confidence, labels, cuts, self.histogram, self.classes
-        )
-        self.nan += nan
-        self.invalid += invalid
-        self.above += above
-        self.below += below
-        self.confidence.n += len(confidence) - nan - invalid
-        self.confidence.first += first
-        self.confidence.second += (squares << _BITS) + (products << (_HALF + 1)) + rest
+        """Count rows, for which there is room: their confidences and classes."""
+        count_confidences(confidence, labels, cuts, self._counts, self.n_bins, self._sums)
+        self._recent += len(labels)
+        self.rows += len(labels)
+
+    def see_rows(self, rows: NDArray[Any], begin: int, step: int, most: int, cuts: Cuts) -> int:
+        """Count rows begin, begin + step, ... of probabilities, and return how many it were.
+
+        At most so many, for which there is room. `rows_to_count` takes the rows.
+        """
+        seen = count_rows(rows, begin, step, most, cuts, self._counts, self.n_bins, self._sums)
+        self._recent += seen
+        self.rows += seen
+        return seen
 
     def add(self, other: Counts, sign: int = 1) -> Counts:
         """Add other rows or, with sign -1, take away again what was added."""
-        self.nan += sign * other.nan
-        self.invalid += sign * other.invalid
-        self.above += sign * other.above
-        self.below += sign * other.below
         self.confidence.add(other.confidence, sign)
         self.entropy.add(other.entropy, sign)
+        self.rows += sign * other.rows
         join = np.add if sign > 0 else np.subtract
-        join(self.histogram, other.histogram, out=self.histogram)
-        join(self.classes, other.classes, out=self.classes)
+        join(self._counts, other._counts, out=self._counts)
         return self
 
     def to_dict(self) -> dict[str, Any]:
         return {
-            "nan": self.nan,
-            "invalid": self.invalid,
-            "above": self.above,
-            "below": self.below,
+            **{name: getattr(self, name) for name in _TALLIES},
             "confidence": [self.confidence.n, self.confidence.first, self.confidence.second],
             "entropy": [self.entropy.n, self.entropy.first, self.entropy.second],
             "histogram": self.histogram.tolist(),
@@ -143,16 +175,18 @@ class Counts:
         """What `to_dict` made, or ValueError that says what is wrong with it."""
         counts = cls(n_classes, n_bins)
         data = mapping(data, place, list(counts.to_dict()))
-        for name in ("nan", "invalid", "above", "below"):
-            setattr(counts, name, naturals([data[name]], 1, f"{place}.{name}")[0])
-        for name in ("confidence", "entropy"):
-            setattr(counts, name, Moments(*naturals(data[name], 3, f"{place}.{name}")))
-        for name, length in (("histogram", n_bins), ("classes", n_classes)):
-            numbers = naturals(data[name], length, f"{place}.{name}")
+        values = [[data[name]] for name in _TALLIES] + [data["histogram"], data["classes"]]
+        names, lengths = (*_TALLIES, "histogram", "classes"), (1, 1, 1, 1, n_bins, n_classes)
+        numbers = []
+        for name, length, value in zip(names, lengths, values, strict=True):
+            numbers += naturals(value, length, f"{place}.{name}")
             if max(numbers) >= 2**63:
                 raise ValueError(f"state: expected numbers below 2^63 in {place}.{name}")
-            setattr(counts, name, np.array(numbers, np.int64))
-        n, first, second = (data["confidence"][k] for k in range(3))
+        counts._counts[:] = numbers
+        counts._confidence = Moments(*naturals(data["confidence"], 3, f"{place}.confidence"))
+        counts.entropy = Moments(*naturals(data["entropy"], 3, f"{place}.entropy"))
+        n, first, second = data["confidence"]
+        counts.rows = n + counts.nan + counts.invalid
         if not (
             n == counts.histogram.sum() == counts.classes.sum()
             and max(counts.above, counts.below, counts.entropy.n) <= n

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from pysoftmax import _arguments as check
 from pysoftmax import _extras
-from pysoftmax._confidence import PART, Counts, Cuts, Drift, drift, mapping, naturals, sequence
+from pysoftmax._confidence import Counts, Cuts, Drift, drift, mapping, naturals, sequence
 from pysoftmax._dispatch import backend_of, beyond_memory, library_of, memory_of
 from pysoftmax._labelled import host
 from pysoftmax._monitor_views import Collector, Point, draw
@@ -38,7 +38,7 @@ from pysoftmax._rows import (
 from pysoftmax._softmax import softmax
 from pysoftmax.backends import Array, Backend
 from pysoftmax.backends import numpy as numpy_backend
-from pysoftmax.backends.numpy import entropy, fast_softmax_and_top
+from pysoftmax.backends.numpy import entropy, fast_softmax_and_top, rows_to_count
 
 __all__ = ["LEVELS", "Alert", "ConfidenceMonitor", "ConfidenceSummary", "Drift"]
 
@@ -244,6 +244,7 @@ class ConfidenceMonitor:
         if not self.low < self.high:
             raise ValueError(f"low must be below high, got {low} and {high}")
         self.window = _at_least(PIECES, "window", window)
+        self._piece = self.window // PIECES
         self.chance_corrected = bool(chance_corrected)
         self.n_bins = _at_least(2, "n_bins", n_bins)
         self.every = _at_least(1, "every", every)
@@ -347,6 +348,9 @@ class ConfidenceMonitor:
         >>> monitor.total.count, monitor.total.n_nan, monitor.total.n_invalid
         (1, 1, 1)
         """
+        usual = logits is None and axis == -1 and type(temperature) is float and temperature == 1
+        if usual and type(probabilities) is np.ndarray and self._takes(probabilities):
+            return
         if (probabilities is None) == (logits is None):
             raise ValueError("expected either probabilities or logits")
         if logits is None and not (isinstance(temperature, int | float) and temperature == 1):
@@ -361,8 +365,6 @@ class ConfidenceMonitor:
             if library == "dask":
                 self._update_lazily(name, values, axis, temperature)
                 return
-        elif logits is None and axis == -1 and self._passes_over(values):
-            return
         backend, rows, axis = self._given(name, values, axis)
         divisor: Any = 1.0
         if logits is not None:
@@ -389,15 +391,21 @@ class ConfidenceMonitor:
                 self._watch_logits(backend, watched, degrees)
             begin += len(block)
 
-    def _passes_over(self, rows: NDArray[Any]) -> bool:
-        """Whether no row of a plain batch is looked at; it is then counted as offered."""
-        n, *classes = rows.shape or (0,)
-        if self.every == 1 or classes != [self.n_classes] or rows.dtype not in _PLAIN:
+    def _takes(self, rows: NDArray[Any]) -> bool:
+        """Take in a small batch of plain probabilities; False if it is none."""
+        n = rows_to_count(rows, self.n_classes)
+        if n < 0:
             return False
         with self._lock:
-            if -self._offered % self.every < n:
-                return False
+            begin, step = -self._offered % self.every, min(self.every, n)
             self._offered += n
+            while begin < n:
+                seen = self._current.see_rows(rows, begin, step, self._room(), self._cuts)
+                self._measure(rows, begin, step, seen)
+                begin += seen * step
+                self._remember_if_complete()
+        if self._news:
+            self._tell()
         return True
 
     def softmax(
@@ -440,7 +448,8 @@ class ConfidenceMonitor:
         >>> monitor.total.count, round(monitor.total.mean, 4)
         (1, 0.7658)
         """
-        if type(x) is np.ndarray and self.every == 1 and where is None and dtype is None:
+        plain = type(x) is np.ndarray and where is None and dtype is None
+        if plain and self.every == 1:
             if axis != -1 or x.shape[-1:] != (self.n_classes,):
                 self._axis("x", x.shape, axis)
             found = fast_softmax_and_top(x, axis, temperature, out)
@@ -450,15 +459,20 @@ class ConfidenceMonitor:
                     self._offered += len(labels)
                 self._see(confidence, labels, probabilities.reshape(-1, self.n_classes))
                 return probabilities
+        if not (plain and axis == -1 and rows_to_count(x, self.n_classes) >= 0):
+            self._check_softmax(x, axis)
+        probabilities = softmax(x, axis, temperature=temperature, where=where, dtype=dtype, out=out)
+        self.update(probabilities, axis=axis)
+        return probabilities
+
+    def _check_softmax(self, x: Any, axis: Any) -> None:
+        """Raise for logits that `update` would not take in, before anything is written."""
         if is_lazy(x):
             raise TypeError(
                 f"x must be in memory, got a lazy {type(x).__name__}: update takes those"
             )
         if library_of(x=x).name != "xarray":
             self._given("x", x, axis)
-        probabilities = softmax(x, axis, temperature=temperature, where=where, dtype=dtype, out=out)
-        self.update(probabilities, axis=axis)
-        return probabilities
 
     def _update_lazily(self, name: str, values: Any, axis: Any, temperature: Any) -> None:
         """Take in a dask.array, a chunk of rows after the other."""
@@ -525,29 +539,33 @@ class ConfidenceMonitor:
 
     def _see(self, confidence: Floats, labels: NDArray[np.int64], block: Array) -> None:
         """Count rows whose largest entries are known, piece by piece of the window."""
-        begin = 0
+        begin, n = 0, len(labels)
         with self._lock:
-            while begin < len(labels):
-                left = max(self._piece - self._current.rows, 1)
-                end = min(begin + min(left, PART), len(labels))
-                self._measure(confidence, block, begin, end)
+            while begin < n:
+                end = min(begin + self._room(), n)
                 self._current.see(confidence[begin:end], labels[begin:end], self._cuts)
+                self._measure(block, begin, 1, end - begin)
                 begin = end
-                if self._current.rows >= self._piece:
-                    self._remember()
+                self._remember_if_complete()
         if self._news:
             self._tell()
 
-    def _measure(self, confidence: Floats, block: Array, begin: int, end: int) -> None:
-        """Count the entropies that are due in a part of a block."""
-        every = self.entropy_every
-        if every:
-            for k in range(begin + -self._pushed % every, end, every):
-                if self._cuts.lowest <= confidence[k] <= self._cuts.highest:
+    def _room(self) -> int:
+        """How many rows may be counted next."""
+        return min(max(self._piece - self._current.rows, 1), self._current.room())
+
+    def _measure(self, block: Array, begin: int, step: int, seen: int) -> None:
+        """Count the entropies that are due of rows begin, begin + step, ..., so many."""
+        every, first = self.entropy_every, 0
+        if every and (first := -self._pushed % every) < seen:
+            for k in range(first, seen, every):
+                row = host(block[begin + k * step])
+                measured = entropy(row, self._cuts.lowest, self._cuts.highest)
+                if measured == measured:
                     # Above 1 if the row does not add up to 1, which is not checked.
-                    normalized = entropy(host(block[k])) / math.log(self.n_classes)
+                    normalized = measured / math.log(self.n_classes)
                     self._current.entropy.see(min(normalized, 1.0))
-        self._pushed += end - begin
+        self._pushed += seen
 
     def _tell(self) -> None:
         """Log what happened, without the lock: a handler may ask the monitor."""
@@ -567,12 +585,10 @@ class ConfidenceMonitor:
             yield
         self._tell()
 
-    @property
-    def _piece(self) -> int:
-        return self.window // PIECES
-
-    def _remember(self) -> None:
-        """Judge the window, close a piece of it, and begin another."""
+    def _remember_if_complete(self) -> None:
+        """If a piece of the window is complete, judge that, close it, and begin another."""
+        if self._current.rows < self._piece:
+            return
         self._closed.add(self._current)
         self._judge(self._closed)
         self._history.append(self._point())
@@ -787,8 +803,7 @@ class ConfidenceMonitor:
             self._close()
             together = sorted([*self._history, *other._history], key=lambda point: point.time)
             self._history = deque(together, maxlen=_POINTS)
-            if self._current.rows >= self._piece:
-                self._remember()
+            self._remember_if_complete()
 
     def _settings(self) -> dict[str, Any]:
         """What two monitors must have in common to be merged."""

@@ -260,6 +260,32 @@ def test_large_and_small_batches_are_counted_alike(n, entropy_every):
     assert known(monitor.recent) == known(once.recent)
 
 
+@pytest.mark.parametrize("every", [1, 3, 10**30])
+@pytest.mark.parametrize(
+    "laid_out",
+    [
+        np.asfortranarray,
+        lambda p: np.repeat(p, 2, axis=1)[:, ::2],
+        lambda p: p.astype(p.dtype.newbyteorder()),
+        lambda p: p.reshape(25, -1, p.shape[-1]),
+        lambda p: p.astype(">f8"),
+    ],
+    ids=["fortran", "strided", "byte-swapped", "3-d", "wider"],
+)
+def test_a_small_plain_batch_is_counted_as_any_other(laid_out, every, dtype):
+    p = predicted(200, 5, dtype=dtype)
+    p[30] = NAN
+    p[60:90, 1] = 1.5
+    p[90:110] = 0.01
+    plain, other = (ps.ConfidenceMonitor(5, every=every, entropy_every=2) for _ in range(2))
+    for part in np.split(p, 4):
+        plain.update(part)
+        other.update(laid_out(part))
+    assert plain.total.n_invalid > 0 or every > 3
+    assert plain.state_dict()["offered"] == other.state_dict()["offered"] == 200
+    assert known(plain.total) == known(other.total)
+
+
 def test_batches_of_several_dtypes_follow_each_other():
     p = predicted(90, 4)
     monitor = ps.ConfidenceMonitor(4, entropy_every=1)

@@ -15,6 +15,7 @@ from pysoftmax.backends import _cpu as cpu
 # The public functions try the fast ones first: they answer None to all but ordinary arrays.
 from pysoftmax.backends._cpu import (
     count_confidences,
+    count_rows,
     entropy,
     fast_binary_cross_entropy,
     fast_cross_entropy,
@@ -25,6 +26,7 @@ from pysoftmax.backends._cpu import (
     fast_softmax,
     fast_softmax_and_top,
     fast_vjp,
+    rows_to_count,
 )
 from pysoftmax.backends._operations import (
     CROSS_ENTROPY,

@@ -151,41 +151,41 @@ cdef inline void top_of_long_row(Tops *tops, const real *x, Py_ssize_t n, Py_ssi
             value, place)
 
 
-cdef inline void top_of_short_rows(const real *x, Py_ssize_t n, Py_ssize_t count, double *value,
-                                   int64_t *place) noexcept nogil:
+cdef inline void top_of_short_rows(const real *x, Py_ssize_t step, Py_ssize_t n, Py_ssize_t count,
+                                   double *value, int64_t *place) noexcept nogil:
     """Of up to VLEN rows of up to a lane row."""
     cdef vec[16] lanes
     cdef real[16] largest
     cdef vec zero = v_set1(0), total = zero
     cdef Py_ssize_t k
     for k in range(count):
-        lanes[k] = some_lanes(x + k * n, n, &total)
+        lanes[k] = some_lanes(x + k * step, n, &total)
     for k in range(count, VLEN):
         lanes[k] = zero
     v_store(largest, v_reduce_each_max(lanes))
     for k in range(count):
         value[k] = largest[k]
         if n > VLEN:
-            place[k] = place_in_lane_row(x + k * n, n, largest[k])
+            place[k] = place_in_lane_row(x + k * step, n, largest[k])
         else:
             place[k] = first_bit(v_bits(v_eq(lanes[k], v_set1(largest[k]))) | 1 << VLEN)
     if v_any(v_ne(total, total)):
         for k in range(count):
-            set_top(has_nan(x + k * n, n), value[k], place[k], &value[k], &place[k])
+            set_top(has_nan(x + k * step, n), value[k], place[k], &value[k], &place[k])
 
 
-cdef void top(const void *rows, Py_ssize_t n, Py_ssize_t count, double *value,
+cdef void top(const void *rows, Py_ssize_t step, Py_ssize_t n, Py_ssize_t count, double *value,
               int64_t *place) noexcept nogil:
     cdef const real *x = <const real *>rows
     cdef Tops tops
     cdef Py_ssize_t k
     if n <= LANES:
         for k from 0 <= k < count by VLEN:
-            top_of_short_rows(x + k * n, n, min(count - k, VLEN), value + k, place + k)
+            top_of_short_rows(x + k * step, step, n, min(count - k, VLEN), value + k, place + k)
         return
     tops.count = 0
     for k in range(count):
-        top_of_long_row(&tops, x + k * n, n, k, value, place)
+        top_of_long_row(&tops, x + k * step, n, k, value, place)
     finish_tops(&tops, n, value, place)
 
 

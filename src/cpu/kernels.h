@@ -118,8 +118,10 @@ typedef struct {
     /* rows[SOFTMAX], and of those rows that allow it what `top` finds while they are written; the
      * tops of the others are left as they are. */
     RangeFunction softmax_with_top;
-    /* Of `count` contiguous rows of n the largest element, or NaN, and its first place. */
-    void (*top)(const void *x, Py_ssize_t n, Py_ssize_t count, double *value, int64_t *place);
+    /* Of `count` rows of n, `step` elements apart, the largest element, or NaN, and its first
+     * place. */
+    void (*top)(const void *x, Py_ssize_t step, Py_ssize_t n, Py_ssize_t count, double *value,
+                int64_t *place);
     /* Of n contiguous probabilities, in nats. */
     double (*entropy)(const void *x, Py_ssize_t n);
 } KernelTable;

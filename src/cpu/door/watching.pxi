@@ -4,7 +4,7 @@
 cdef int top_of_range(const Task *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
     """The tops of contiguous rows, which are `out`."""
     cdef const char *rows = task.out.data + begin * task.n * task.out.n
-    table_for(task.out.n).top(rows, task.n, end - begin, task.top_value + begin,
+    table_for(task.out.n).top(rows, task.n, task.n, end - begin, task.top_value + begin,
                               task.top_place + begin)
     return 0
 
@@ -76,34 +76,53 @@ cdef int softmax_and_top(const Task *task) noexcept nogil:
 cdef double UNIT = 1 << 48
 cdef double MAGIC = 6755399441055744.0  # adding 1.5 * 2^52 rounds to an integer
 
+cdef enum:
+    TALLIES = 4            # of rows that are NaN, invalid, above high, below low
+    TOPS_AT_A_TIME = 64
+    # Of batches that are looked at by one thread, under the lock of a monitor and with the GIL:
+    # some 20 us.
+    COUNTED_WITH_GIL = 1 << 17
 
-def count_confidences(cnp.ndarray confidence not None, cnp.ndarray label not None, cuts,
-                      cnp.ndarray histogram not None, cnp.ndarray classes not None):
-    """Count at most 2^14 rows: what `Counts` of `_confidence.py` holds, by its definitions.
 
-    confidence: contiguous float64; label, histogram, classes: int64, the last two added to.
-    cuts: below which, and above which a confidence is invalid, low and high. Returns how many
-    are NaN, invalid, above high, below low; the sum in units of 2^-48; and, of the upper (h) and
-    lower (l) halves of each, the sums of h * h, h * l and l * l.
-    """
-    cdef const double *value = <double *>cnp.PyArray_DATA(confidence)
-    cdef const int64_t *place = <int64_t *>cnp.PyArray_DATA(label)
-    cdef int64_t *bins = <int64_t *>cnp.PyArray_DATA(histogram)
-    cdef int64_t *seen = <int64_t *>cnp.PyArray_DATA(classes)
-    cdef int64_t n_bins = cnp.PyArray_SIZE(histogram), whole, upper, lower
+cdef struct Counting:
+    # What `Counts` of `_confidence.py` holds, by its definitions.
+    double lowest  # below which, and above the next, a confidence is invalid
+    double highest
+    double low
+    double high
+    int64_t *tallies
+    int64_t *bins
+    int64_t *classes
+    int64_t *sums  # in units of 2^-48; of h * h, h * l and l * l for the halves h and l of each
+    Py_ssize_t n_bins
+
+
+cdef int fill_counting(Counting *counting, cuts, cnp.ndarray counts, Py_ssize_t n_bins,
+                       cnp.ndarray sums) except -1:
+    counting.lowest, counting.highest, counting.low, counting.high = cuts
+    counting.tallies = <int64_t *>cnp.PyArray_DATA(counts)
+    counting.bins = counting.tallies + TALLIES
+    counting.classes = counting.bins + n_bins
+    counting.n_bins = n_bins
+    counting.sums = <int64_t *>cnp.PyArray_DATA(sums)
+    return 0
+
+
+cdef void count(const Counting *counting, const double *value, const int64_t *place,
+                Py_ssize_t rows) noexcept:
+    cdef int64_t n_bins = counting.n_bins, whole, upper, lower
     cdef int64_t total = 0, squares = 0, products = 0, rest = 0
     cdef int64_t nan = 0, invalid = 0, above = 0, below = 0
-    cdef double lowest, highest, low, high, c
+    cdef double c
     cdef Py_ssize_t i
-    lowest, highest, low, high = cuts
-    for i in range(cnp.PyArray_SIZE(confidence)):
+    for i in range(rows):
         c = value[i]
-        if not (c >= lowest and c <= highest):
+        if not (c >= counting.lowest and c <= counting.highest):
             nan += c != c
             invalid += c == c
             continue
-        above += c > high
-        below += c < low
+        above += c > counting.high
+        below += c < counting.low
         whole = <int64_t>(c * UNIT + MAGIC - MAGIC)
         upper = whole >> 24
         lower = whole & 0xffffff
@@ -111,11 +130,65 @@ def count_confidences(cnp.ndarray confidence not None, cnp.ndarray label not Non
         squares += upper * upper
         products += upper * lower
         rest += lower * lower
-        bins[min((whole * n_bins - 1) >> 48, n_bins - 1)] += 1
-        seen[place[i]] += 1
-    return nan, invalid, above, below, total, squares, products, rest
+        counting.bins[min((whole * n_bins - 1) >> 48, n_bins - 1)] += 1
+        counting.classes[place[i]] += 1
+    counting.tallies[0] += nan
+    counting.tallies[1] += invalid
+    counting.tallies[2] += above
+    counting.tallies[3] += below
+    counting.sums[0] += total
+    counting.sums[1] += squares
+    counting.sums[2] += products
+    counting.sums[3] += rest
 
 
-def entropy(cnp.ndarray row not None):
-    """sum p log(1 / p) of a contiguous row of probabilities."""
-    return table_of(row).entropy(cnp.PyArray_DATA(row), cnp.PyArray_SIZE(row))
+def count_confidences(cnp.ndarray confidence not None, cnp.ndarray label not None, cuts,
+                      cnp.ndarray counts not None, Py_ssize_t n_bins, cnp.ndarray sums not None):
+    """Count rows whose tops are known.
+
+    confidence: contiguous float64; label, counts, sums: int64. Sums hold 2^12 rows.
+    """
+    cdef Counting counting
+    fill_counting(&counting, cuts, counts, n_bins, sums)
+    count(&counting, <double *>cnp.PyArray_DATA(confidence), <int64_t *>cnp.PyArray_DATA(label),
+          cnp.PyArray_SIZE(confidence))
+
+
+def rows_to_count(x, Py_ssize_t n_classes):
+    """How many rows `count_rows` can look at in x, -1 if it is not for it: simple and small."""
+    if (not is_simple(x) or is_half(<cnp.ndarray>x) or cnp.PyArray_NDIM(<cnp.ndarray>x) != 2
+            or cnp.PyArray_DIM(<cnp.ndarray>x, 1) != n_classes
+            or cnp.PyArray_SIZE(<cnp.ndarray>x) > COUNTED_WITH_GIL):
+        return -1
+    return cnp.PyArray_DIM(<cnp.ndarray>x, 0)
+
+
+def count_rows(cnp.ndarray x not None, Py_ssize_t begin, Py_ssize_t step, Py_ssize_t most, cuts,
+               cnp.ndarray counts not None, Py_ssize_t n_bins, cnp.ndarray sums not None):
+    """Count rows begin, begin + step, ... of x, at most so many; return how many it were."""
+    cdef double[TOPS_AT_A_TIME] value
+    cdef int64_t[TOPS_AT_A_TIME] place
+    cdef Counting counting
+    cdef Table table = table_of(x)
+    cdef const char *rows = <const char *>cnp.PyArray_DATA(x)
+    cdef Py_ssize_t n = cnp.PyArray_DIM(x, 1), row_bytes = n * cnp.PyArray_ITEMSIZE(x)
+    cdef Py_ssize_t left = min((cnp.PyArray_DIM(x, 0) - begin + step - 1) // step, most)
+    cdef Py_ssize_t done, rows_now
+    fill_counting(&counting, cuts, counts, n_bins, sums)
+    for done from 0 <= done < left by TOPS_AT_A_TIME:
+        rows_now = min(left - done, TOPS_AT_A_TIME)
+        table.top(rows + (begin + done * step) * row_bytes, step * n, n, rows_now, value, place)
+        count(&counting, value, place, rows_now)
+    return left
+
+
+def entropy(cnp.ndarray row not None, double lowest=-INFINITY, double highest=INFINITY):
+    """sum p log(1 / p) of a contiguous row; NaN unless its largest is in [lowest, highest]."""
+    cdef Table table = table_of(row)
+    cdef double value
+    cdef int64_t place
+    cdef Py_ssize_t n = cnp.PyArray_SIZE(row)
+    table.top(cnp.PyArray_DATA(row), n, n, 1, &value, &place)
+    if not lowest <= value <= highest:
+        return NAN
+    return table.entropy(cnp.PyArray_DATA(row), n)
