@@ -3,6 +3,7 @@
 # make bench    run every benchmark once, on what is checked out
 # make results  measure again what the documents show; half an hour
 # make pictures draw the pictures and fill in the tables of the documents from the results
+# make wheel    one for this Python and any Linux that is not older, in dist
 # make docs     the documentation site, build/site
 # make test-gpu the tests that need a GPU; CUDA=cuda12 where the driver is older
 # make sanitize-gpu  every kernel under compute-sanitizer, which comes with the CUDA toolkit
@@ -29,8 +30,8 @@ pip := $(bin)/python -m pip install --quiet --disable-pip-version-check
 made := $(VENV)/.made-with-$(subst /,_,$(PYTHON))
 sources := pyproject.toml setup.py $(wildcard src/cpu/*)
 
-.PHONY: run test test-gpu sanitize-gpu bench-gpu bench dashboard record results pictures docs lint
-.PHONY: clean
+.PHONY: run test test-gpu sanitize-gpu bench-gpu bench dashboard record results pictures
+.PHONY: wheel docs lint clean
 .DELETE_ON_ERROR:
 
 run: $(VENV)/.installed-plot
@@ -73,6 +74,10 @@ results: $(VENV)/.installed-bench $(VENV)/.installed-peers $(VENV)/.installed-te
 
 pictures: $(VENV)/.installed-bench
 	$(bin)/python tools/pictures.py
+
+wheel: $(VENV)/.installed-dev
+	$(bin)/python -m build --wheel --outdir build/wheel
+	PATH="$(abspath $(bin)):$$PATH" $(bin)/auditwheel repair --wheel-dir dist build/wheel/*.whl
 
 docs: $(VENV)/.installed-docs
 	$(bin)/sphinx-build --quiet --fail-on-warning --keep-going -c docs . build/site
