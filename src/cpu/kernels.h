@@ -111,9 +111,12 @@ typedef struct {
                                  const void *pos_weight, void *loss, void *grad,
                                  double scale, Py_ssize_t n);
     double (*sum)(const void *x, Py_ssize_t n);
-    /* Half precisions from and to float, whatever the real type. */
-    void (*widen)(Element element, const uint16_t *halves, float *floats, Py_ssize_t n);
-    void (*narrow)(Element element, const float *floats, uint16_t *halves, Py_ssize_t n);
+    /* Half precisions from and to float, whatever the real type: `count` stretches of n, `step`
+     * apart in halves, one after the other in floats. */
+    void (*widen)(Element element, const uint16_t *halves, Py_ssize_t step, float *floats,
+                  Py_ssize_t count, Py_ssize_t n);
+    void (*narrow)(Element element, const float *floats, uint16_t *halves, Py_ssize_t step,
+                   Py_ssize_t count, Py_ssize_t n);
 
     /* rows[SOFTMAX], and of those rows that allow it what `top` finds while they are written; the
      * tops of the others are left as they are. */

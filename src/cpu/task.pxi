@@ -59,8 +59,10 @@ cdef extern from "kernels.h" nogil:
         void (*binary_cross_entropy)(const void *, const void *, const void *, const void *,
                                      void *, void *, double, Py_ssize_t) noexcept nogil
         double (*sum)(const void *, Py_ssize_t) noexcept nogil
-        void (*widen)(Element, const uint16_t *, float *, Py_ssize_t) noexcept nogil
-        void (*narrow)(Element, const float *, uint16_t *, Py_ssize_t) noexcept nogil
+        void (*widen)(Element, const uint16_t *, Py_ssize_t, float *, Py_ssize_t,
+                      Py_ssize_t) noexcept nogil
+        void (*narrow)(Element, const float *, uint16_t *, Py_ssize_t, Py_ssize_t,
+                       Py_ssize_t) noexcept nogil
         RangeFunction softmax_with_top
         void (*top)(const void *, Py_ssize_t, Py_ssize_t, Py_ssize_t, double *,
                     int64_t *) noexcept nogil
