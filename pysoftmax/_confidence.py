@@ -122,18 +122,21 @@ class Counts:
     @property
     def confidence(self) -> Moments:
         """Of the rows that are neither NaN nor invalid."""
+        self._sum_up()
+        return self._confidence
+
+    def _sum_up(self) -> None:
         if self._recent:
             first, squares, products, rest = self._sums.tolist()
             self._confidence.n = self.rows - self.nan - self.invalid
             self._confidence.first += first
             self._confidence.second += (squares << _BITS) + (products << (_HALF + 1)) + rest
             self._sums[:] = self._recent = 0
-        return self._confidence
 
     def room(self) -> int:
         """How many rows may be seen next, 1 at least and `PART` at most."""
         if self._recent == PART:
-            _ = self.confidence
+            self._sum_up()
         return PART - self._recent
 
     def see(self, confidence: Floats, labels: NDArray[np.int64], cuts: Cuts) -> None:

@@ -436,6 +436,22 @@ def test_lists_and_half_precision_are_watched():
     assert monitor.softmax(np.empty((0, 2))).shape == (0, 2)
 
 
+@pytest.mark.parametrize("every", [1, 3, 100])
+def test_a_small_softmax_is_watched_by_rows(every, dtype):
+    x, out = normal((50, 5), dtype, 1, 3.0), np.empty((50, 5), dtype)
+    monitor, expected = (ps.ConfidenceMonitor(5, every=every, entropy_every=2) for _ in range(2))
+    for temperature in (1.0, 2.5):
+        assert monitor.softmax(x, temperature=temperature, out=out) is out
+        np.testing.assert_array_equal(out, ps.softmax(x, temperature=temperature))
+        expected.update(np.asfortranarray(out))
+    with pytest.raises(ValueError, match="temperature"):
+        monitor.softmax(x, temperature=-1)
+    with pytest.raises(ValueError, match="out"):
+        monitor.softmax(x, out=np.empty((50, 4), dtype))
+    assert monitor.state_dict()["offered"] == 100
+    assert known(monitor.total) == known(expected.total)
+
+
 @pytest.mark.parametrize(
     ("x", "options", "error", "words"),
     [
