@@ -227,6 +227,43 @@ def test_half_precision_is_single_precision_rounded_once(half, function, n):
     oracles.assert_same_bytes(result, function(x.astype(np.float32)).astype(half))
 
 
+# Neighbours of all numbers, from one to more than a cache line; columns that fit together into a
+# cache, that are cut, and that are taken one by one.
+ACROSS = [(2, 1, 9), (7, 5, 1), (3, 5, 2), (300, 3), (1000, 8), (6, 33, 20), (40, 64), (700, 150)]
+ACROSS += [(16_500, 70), (2**21 + 1, 2)]
+
+
+def _losses(x, labels, axis):
+    options = {"axis": axis, "reduction": "none"}
+    return ps.cross_entropy_with_grad(x, labels, **options, label_smoothing=0.1)
+
+
+@pytest.mark.parametrize("shape", ACROSS, ids=str)
+def test_half_precision_across_neighbours(half, shape):
+    x, axis = normal(shape, np.float32, 1).astype(half), len(shape) - 2
+    rest = np.delete(shape, axis)
+    rng = np.random.default_rng(2)
+    labels, hot = rng.integers(0, shape[axis], rest), rng.uniform(0.5, 2, rest)
+    mask = rng.random(shape) < 0.8
+    calls = {
+        "softmax": lambda x: ps.softmax(x, axis),
+        "log_softmax": lambda x: ps.log_softmax(x, axis),
+        "logsumexp": lambda x: ps.logsumexp(x, axis),
+        "in place": lambda x: ps.softmax(x, axis, out=x.copy()),
+        "temperatures": lambda x: ps.softmax(x, axis, temperature=hot),
+        "where": lambda x: ps.log_softmax(x, axis, where=mask),
+        "losses": lambda x: _losses(x, labels, axis)[0],
+        "their gradients": lambda x: _losses(x, labels, axis)[1],
+        "softmax_vjp": lambda x: ps.softmax_vjp(x, x, axis),
+        "log_softmax_vjp": lambda x: ps.log_softmax_vjp(x, x, axis),
+        "last axis": lambda x: np.moveaxis(ps.softmax(np.moveaxis(x, axis, -1).copy()), -1, axis),
+    }
+    with np.errstate(over="ignore"):
+        for name, call in calls.items():
+            result, expected = call(x), call(x.astype(np.float32)).astype(half)
+            oracles.assert_same_bytes(np.ascontiguousarray(result), expected.copy(), call=name)
+
+
 def test_seventy_thousand_equal_float16_logits(half):
     """SciPy and JAX give 0 and -inf: the sum does not fit into float16."""
     x = np.zeros(70_000, half)

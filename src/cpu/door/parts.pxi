@@ -8,12 +8,14 @@ cdef enum:
     # Along another axis; longer stretches of columns, in a second-level cache (measured: 2^12 and
     # 2^13 up to 1.5 slower for the vjps, 2^15 and 2^16 alike).
     VERTICAL_PART = 1 << 14
-    TALLEST = 1 << 20  # elements of the columns that a vertical kernel takes together
+    TALL = 1 << 20     # elements of a panel; where it has more, panels are one cache line wide
+    LINE = 32          # halves in a cache line
+    TALLEST = 1 << 26  # elements of such a panel; where it has more, rows are converted alone
 
 cdef struct HalfTask:
     Task task  # comes first: a pointer to it is handed on as one to a Task
     Operation op
-    bint vertical
+    bint vertical  # whether floats lie as the halves do, neighbours side by side
     Py_ssize_t width, per_outer  # neighbours in a part; parts along inner
 
 
@@ -25,6 +27,9 @@ cdef inline bint has_halves(const Task *task) noexcept nogil:
 cdef inline void convert_stretches(bint widening, Element element, void *halves, Py_ssize_t step,
                                    float *floats, Py_ssize_t count, Py_ssize_t n) noexcept nogil:
     """`count` stretches of n elements, `step` bytes apart in halves."""
+    if step == 2 * n:
+        n *= count
+        count = 1
     if widening:
         float32_table.widen(element, <const uint16_t *>halves, step // 2, floats, count, n)
     else:
@@ -155,8 +160,12 @@ cdef int run_halves(Operation op, const Task *task) noexcept nogil:
     halves.task = turned_round(task) if task.inner == 1 else task[0]
     halves.op = op
     halves.width = max(<Py_ssize_t>1, most // task.n)
-    halves.vertical = (has_panels(float32_table, op, &halves.task, sizeof(float))
-                       and task.n * unit <= TALLEST)
+    halves.vertical = (halves.task.inner > 1 and task.n <= TALLEST // LINE
+                       and adjoins(&halves.task.x, sizeof(float))
+                       and adjoins(&halves.task.y, sizeof(float))
+                       and adjoins(&halves.task.out, sizeof(float)))
+    if task.n > TALL // unit:
+        unit = LINE
     if halves.vertical:
         halves.width = max(<Py_ssize_t>1, VERTICAL_PART // (task.n * unit)) * unit
     if is_shared(op, task, threads, sizeof(float)):
