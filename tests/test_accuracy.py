@@ -258,8 +258,11 @@ def test_half_precision_across_neighbours(half, shape):
         "log_softmax_vjp": lambda x: ps.log_softmax_vjp(x, x, axis),
         "last axis": lambda x: np.moveaxis(ps.softmax(np.moveaxis(x, axis, -1).copy()), -1, axis),
     }
+    # One by one takes 50 ns each.
+    names = list(calls) if x.size < 2**21 else ["softmax", "logsumexp", "softmax_vjp"]
     with np.errstate(over="ignore"):
-        for name, call in calls.items():
+        for name in names:
+            call = calls[name]
             result, expected = call(x), call(x.astype(np.float32)).astype(half)
             oracles.assert_same_bytes(np.ascontiguousarray(result), expected.copy(), call=name)
 
