@@ -399,11 +399,7 @@ class ConfidenceMonitor:
         with self._lock:
             begin, step = -self._offered % self.every, min(self.every, n)
             self._offered += n
-            while begin < n:
-                seen = self._current.see_rows(rows, begin, step, self._room(), self._cuts)
-                self._measure(rows, begin, step, seen)
-                begin += seen * step
-                self._remember_if_complete()
+            self._count(rows, begin, step)
         if self._news:
             self._tell()
         return True
@@ -539,20 +535,35 @@ class ConfidenceMonitor:
 
     def _see(self, confidence: Floats, labels: NDArray[np.int64], block: Array) -> None:
         """Count rows whose largest entries are known, piece by piece of the window."""
-        begin, n = 0, len(labels)
         with self._lock:
-            while begin < n:
-                end = min(begin + self._room(), n)
-                self._current.see(confidence[begin:end], labels[begin:end], self._cuts)
-                self._measure(block, begin, 1, end - begin)
-                begin = end
-                self._remember_if_complete()
+            self._count(block, 0, 1, (confidence, labels))
         if self._news:
             self._tell()
 
-    def _room(self) -> int:
-        """How many rows may be counted next."""
-        return min(max(self._piece - self._current.rows, 1), self._current.room())
+    def _count(
+        self,
+        rows: Array,
+        begin: int,
+        step: int,
+        tops: tuple[Floats, NDArray[np.int64]] | None = None,
+    ) -> None:
+        """Count rows begin, begin + step, ..., or those whose largest entries are known: all.
+
+        Piece by piece of the window. The lock is held.
+        """
+        while begin < len(rows):
+            counts = self._current
+            room = min(max(self._piece - counts.rows, 1), counts.room())
+            if tops is None:
+                seen = counts.see_rows(rows, begin, step, room, self._cuts)
+            else:
+                seen = min(room, len(rows) - begin)
+                confidence, labels = tops
+                end = begin + seen
+                counts.see(confidence[begin:end], labels[begin:end], self._cuts)
+            self._measure(rows, begin, step, seen)
+            begin += seen * step
+            self._remember_if_complete()
 
     def _measure(self, block: Array, begin: int, step: int, seen: int) -> None:
         """Count the entropies that are due of rows begin, begin + step, ..., so many."""

@@ -279,12 +279,16 @@ cdef inline bint adjoins(const Operand *operand, Py_ssize_t real_size) noexcept 
     return operand.data == NULL or operand.inner == size_of(operand.element, real_size)
 
 
+cdef inline bint all_adjoin(const Task *task, Py_ssize_t real_size) noexcept nogil:
+    return (adjoins(&task.x, real_size) and adjoins(&task.y, real_size)
+            and adjoins(&task.out, real_size))
+
+
 cdef inline bint has_panels(Table table, Operation op, const Task *task,
                             Py_ssize_t real_size) noexcept nogil:
     """Whether the vertical kernels take it."""
     return (table.panels[<int>op] != NULL and task.temperature_step == 0 and task.n > 1
-            and task.inner * real_size >= 64 and adjoins(&task.x, real_size)
-            and adjoins(&task.y, real_size) and adjoins(&task.out, real_size)
+            and task.inner * real_size >= 64 and all_adjoin(task, real_size)
             and (task.mask.data == NULL or 0 <= task.mask.inner <= 1))
 
 

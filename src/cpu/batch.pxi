@@ -124,6 +124,7 @@ cdef inline Py_ssize_t sum_batch(int op, bint general, bint dense, int vectors, 
     cdef LaneSums sums
     cdef uint64_t outside
     cdef Py_ssize_t k
+    cdef bint ahead
     for k in range(count):
         batch.lanes[k] = lane_max(vectors, x_of(rows, start + k), task.n)
     join_lanes(True, count, batch.lanes, batch.max)
@@ -137,8 +138,9 @@ cdef inline Py_ssize_t sum_batch(int op, bint general, bint dense, int vectors, 
     v_store(batch.magic, scale.magic)
     v_store(batch.lowest, scale.lowest)
     v_store(batch.at_max, exp_scaled(general, m, &scale))
+    ahead = fetches_out(op, vectors, task)
     for k in range(count):
-        if fetches_out(op, vectors, task):
+        if ahead:
             prefetch_row(out_of(rows, start + k), task.n)
         scale.magic = v_set1(batch.magic[k])
         scale.lowest = v_set1(batch.lowest[k])

@@ -62,8 +62,8 @@ cdef void convert_part(bint widening, bint vertical, const Operand *operand, Py_
     cdef Py_ssize_t c, k
     if vertical:
         convert_stretches(widening, operand.element, halves, operand.n, floats, n, count)
-    elif operand.n == 2 and (count == 1 or operand.inner == 2 * n):
-        convert(widening, operand.element, halves, floats, count * n)
+    elif operand.n == 2 and count == 1:  # which may be longer than a part
+        convert(widening, operand.element, halves, floats, n)
     elif operand.n == 2:
         convert_stretches(widening, operand.element, halves, operand.inner, floats, count, n)
     else:
@@ -161,12 +161,10 @@ cdef int run_halves(Operation op, const Task *task) noexcept nogil:
     halves.op = op
     halves.width = max(<Py_ssize_t>1, most // task.n)
     halves.vertical = (halves.task.inner > 1 and task.n <= TALLEST // LINE
-                       and adjoins(&halves.task.x, sizeof(float))
-                       and adjoins(&halves.task.y, sizeof(float))
-                       and adjoins(&halves.task.out, sizeof(float)))
-    if task.n > TALL // unit:
-        unit = LINE
+                       and all_adjoin(&halves.task, sizeof(float)))
     if halves.vertical:
+        if task.n > TALL // unit:
+            unit = LINE
         halves.width = max(<Py_ssize_t>1, VERTICAL_PART // (task.n * unit)) * unit
     if is_shared(op, task, threads, sizeof(float)):
         halves.width = threads = 1  # and several for each
