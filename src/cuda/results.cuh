@@ -341,16 +341,7 @@ DEVICE Partial sum_special_block(const Task &task, const Row &row, int64 begin, 
 }
 
 DEVICE Partial partial_of_lane(const Partial &mine, int lane) {
-    Partial its = mine;
-    its.max = from_lane(mine.max, lane);
-    its.at_max = from_lane(mine.at_max, lane);
-    its.count = from_lane(mine.count, lane);
-    its.rest = from_lane(mine.rest, lane);
-    its.low = from_lane(mine.low, lane);
-    its.exponent = from_lane(mine.exponent, lane);
-    if (DENSE) its.dot = from_lane(mine.dot, lane);
-    if (DENSE) its.q = from_lane(mine.q, lane);
-    return its;
+    return partial_of(mine, [lane](auto number) { return from_lane(number, lane); });
 }
 
 // A row that is anchored, or a limit, by one warp, sweep by sweep. `m` is its maximum.

@@ -245,21 +245,28 @@ DEVICE Partial sum_block(bool general, const Task &task, const Row &row, int64 b
     return block;
 }
 
+// What another lane holds; `fetch` gets one of its numbers.
+template <class Fetch> DEVICE Partial partial_of(const Partial &mine, Fetch fetch) {
+    Partial other = mine;
+    if (!IS_PRODUCT) {
+        other.max = fetch(mine.max);
+        other.at_max = fetch(mine.at_max);
+        other.count = fetch(mine.count);
+        other.rest = fetch(mine.rest);
+        other.low = fetch(mine.low);
+        other.exponent = fetch(mine.exponent);
+    }
+    if (HAS_DOT) other.dot = fetch(mine.dot);
+    if (DENSE) other.q = fetch(mine.q);
+    return other;
+}
+
 // Lane i of a warp holds stretch i of `count`: merged in the contract's tree into lane 0.
 DEVICE Partial merge_lanes(Partial mine, int count) {
     const int lane = threadIdx.x % WARP;
     for (int step = 1; step < count; step *= 2) {
-        Partial other = mine;
-        if (HAS_DOT) other.dot = from_below(mine.dot, step);
-        if (!IS_PRODUCT) {
-            other.max = from_below(mine.max, step);
-            other.at_max = from_below(mine.at_max, step);
-            other.count = from_below(mine.count, step);
-            other.rest = from_below(mine.rest, step);
-            other.low = from_below(mine.low, step);
-            other.exponent = from_below(mine.exponent, step);
-            if (DENSE) other.q = from_below(mine.q, step);
-        }
+        const Partial other =
+            partial_of(mine, [step](auto number) { return from_below(number, step); });
         if (!(lane & (2 * step - 1)) && lane + step < count) mine = merge(mine, other);
     }
     return mine;
