@@ -12,8 +12,10 @@ from oracles import assert_same_bytes
 
 import pysoftmax as ps
 from pysoftmax.backends._cuda import units
+from pysoftmax.backends.cupy import fast_halves
 
 DTYPES = tuple(np.dtype(d) for d in ("float32", "float64", "float16", BFLOAT16) if d)
+HALVES = tuple(d for d in DTYPES if d.itemsize == 2)
 
 
 def regimes(itemsize):
@@ -23,6 +25,7 @@ def regimes(itemsize):
         "few columns": ((9, 5), 1),
         "half a chunk": ((9, unit.chunk // 2 + 1), 1),
         "a chunk": ((9, unit.chunk), 1),
+        "two chunks": ((9, 2 * unit.chunk - 3), 1),
         "a block and more": ((9, unit.block + 1), 1),
         "cluster": ((32, 17 * unit.block), 1),
         "streamed": ((2, 17 * unit.block + 3), 1),
@@ -153,6 +156,34 @@ def assert_bits_of_the_cpu(arrays, dtype, regime, name):
         expected, results = (expected,), (results,)
     for result, wanted in zip(results, expected, strict=True):
         assert_same_numbers(arrays.asnumpy(result), wanted, call=(dtype.name, regime, name))
+
+
+def assert_fast_halves(arrays, dtype, n, temperature, centre):
+    """Within `fast_halves` results are rounded from something nearly exact."""
+    # Digits of the significand, and the exponent of the smallest subnormal.
+    digits, lowest = (10, -24) if dtype == np.float16 else (7, -133)
+    x = (np.random.default_rng(n).normal(size=(40, n)) * 5 + centre).astype(dtype)
+    labels, wide = np.arange(40) % n, x.astype(np.float64)
+    with fast_halves():
+        device = arrays.asarray(x)
+        got = {
+            "softmax": ps.softmax(device, temperature=temperature),
+            "log_softmax": ps.log_softmax(device, temperature=temperature),
+            "loss": ps.cross_entropy(
+                device, arrays.asarray(labels), temperature=temperature, reduction="none"
+            ),
+        }
+    exact = {
+        "softmax": ps.softmax(wide, temperature=temperature),
+        "log_softmax": ps.log_softmax(wide, temperature=temperature),
+        "loss": ps.cross_entropy(wide, labels, temperature=temperature, reduction="none"),
+    }
+    for name, result in got.items():
+        result, true = arrays.asnumpy(result), exact[name]
+        assert result.dtype == dtype, name
+        exponent = np.frexp(true)[1] - 1
+        ulp = np.ldexp(1.0, np.maximum(exponent - digits, lowest))
+        assert np.all(np.abs(result.astype(np.float64) - true) <= 0.51 * ulp), name
 
 
 if __name__ == "__main__":

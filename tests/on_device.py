@@ -142,8 +142,12 @@ class HarnessGpu:
     def pointer(self, array):
         return array.ctypes.data
 
+    def starter(self, defines, start):
+        return lambda raw: self.launch(defines, start, raw.view(cuda.TASK))
+
     def launch(self, defines, start, task):
         self.kernels.append(start.kernel)
+        self.defines = dict(defines)
         _module(defines).launch(
             start.kernel,
             (start.blocks,),

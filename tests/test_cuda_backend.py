@@ -42,6 +42,7 @@ def rows_of(n, rows=9, dtype="float32"):
 
 # dtype, length: every regime of rows, on both sides of its borders.
 LENGTHS = [("float32", 5), ("float32", 512), ("float32", 513), ("float16", 33), ("float64", 257)]
+LENGTHS += [("float16", 900), ("bfloat16", 1024)]
 
 
 @pytest.mark.parametrize(("dtype", "n"), LENGTHS)
@@ -74,6 +75,115 @@ def test_clusters(gpu):
     x = np.random.default_rng(0).normal(size=(2, 40000)).astype("float32")
     assert_same_numbers(ps.log_softmax(there(x)), ps.log_softmax(x))
     assert gpu.kernels == ["long_rows"]
+
+
+# Rows that begin anywhere: dtype and columns of a part of an array, and where that part begins.
+PARTS = [
+    ("float32", 101, 1),
+    ("float32", 1001, 0),
+    ("float32", 2303, 3),
+    ("float64", 33, 1),
+    ("float64", 1025, 0),
+    ("float16", 10, 3),
+    ("float16", 100, 0),
+    ("float16", 511, 2),
+    ("bfloat16", 1001, 0),
+    ("bfloat16", 2051, 5),
+    ("bfloat16", 17, 1),
+]
+
+
+@pytest.mark.parametrize(("dtype", "n", "begin"), PARTS)
+@pytest.mark.parametrize("function", ["softmax", "log_softmax", "vjp", "loss", "logsumexp"])
+def test_rows_that_begin_anywhere(dtype, n, begin, function):
+    whole = rows_of(n + 2 * begin, rows=10, dtype=dtype)
+    x = whole[:, begin : begin + n]
+    labels = np.where(np.arange(10) % 4, np.arange(10) % n, -100)
+    ordinary = np.where(np.isfinite(x), x, 0).astype(dtype)
+    calls = {
+        "softmax": lambda x, o, labels, out: ps.softmax(x, out=out),
+        "log_softmax": lambda x, o, labels, out: ps.log_softmax(x, out=out),
+        "vjp": lambda x, o, labels, out: ps.softmax_vjp(o, o, out=out),
+        "loss": lambda x, o, labels, out: ps.cross_entropy_with_grad(
+            x, labels, grad_out=out, reduction="none"
+        )[0],
+        "logsumexp": lambda x, o, labels, out: ps.logsumexp(x, axis=1),
+    }
+    call = calls[function]
+    for at in (0, begin, begin + 1):
+        # What lies around the rows stays as it was.
+        target = np.full((10, n + 9), 7, dtype)
+        expected = target.copy()
+        device = there(target)
+        value = call(
+            there(whole)[:, begin : begin + n],
+            there(ordinary),
+            there(labels),
+            device[:, at : at + n],
+        )
+        wanted = call(x, ordinary, labels, expected[:, at : at + n])
+        assert_same_numbers(device, expected, at=at)
+        if function in ("loss", "logsumexp"):
+            assert_same_numbers(value, wanted, at=at)
+    if function in ("softmax", "log_softmax"):
+        in_place = there(whole)[:, begin : begin + n]
+        assert_same_numbers(call(in_place, None, None, in_place), wanted)
+
+
+SANITIZED = """
+import functools
+import numpy as np
+import cuda_on_cpu, on_device, every_kernel
+import pysoftmax as ps
+from pysoftmax.backends import _cuda
+
+@functools.cache
+def module(defines):
+    source = _cuda.FOLDERS[1] / "kernels.cu"
+    return cuda_on_cpu.Module(source, dict(defines), sanitize=True)
+
+on_device._module = module
+with on_device.harness():
+    for dtype, n in (("float32", 2303), (every_kernel.DTYPES[-1], 101)):
+        x = np.ones((9, n), dtype)
+        for begin in range(3):
+            part = x[:, begin:]
+            ps.softmax(part.copy().view(on_device.DeviceArray))
+            ps.softmax(part.view(on_device.DeviceArray), out=part.view(on_device.DeviceArray))
+print("within")
+"""
+
+
+@cuda_on_cpu.needs_sanitizer()
+def test_rows_that_begin_anywhere_are_not_left():
+    done = cuda_on_cpu.python_sanitized("-c", SANITIZED)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout == "within\n"
+
+
+@pytest.mark.parametrize("dtype", every_kernel.HALVES, ids=str)
+@pytest.mark.parametrize("n", [3, 500, 900, 3000])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("centre", [0, 3000])
+def test_fast_halves_are_as_good_as_halves_can_be(gpu, dtype, n, temperature, centre):
+    arrays = on_device.HarnessArrays()
+    every_kernel.assert_fast_halves(arrays, dtype, n, temperature, centre)
+    assert gpu.defines["FAST"]
+    with backend.fast_halves():
+        ps.softmax(there(np.ones((2, n), np.float32)))
+    assert "FAST" not in gpu.defines
+
+
+def test_fast_halves_have_the_special_rows():
+    for dtype in every_kernel.HALVES:
+        x = rows_of(700, dtype=dtype)
+        with backend.fast_halves():
+            got = ps.softmax(there(x), temperature=np.inf), ps.softmax(there(x))
+        for mine, theirs in zip(
+            got, (ps.softmax(x, temperature=np.inf), ps.softmax(x)), strict=True
+        ):
+            np.testing.assert_array_equal(np.isnan(mine), np.isnan(theirs))
+            assert_same_numbers(mine[5], theirs[5])
 
 
 @pytest.mark.parametrize("n", [7, 40])

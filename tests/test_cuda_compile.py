@@ -4,6 +4,7 @@ NVRTC needs no device. First, that the gate can close: kernels that spill, and o
 """
 
 import itertools
+import re
 import types
 
 import nvrtc
@@ -90,27 +91,31 @@ def test_an_error_holds_the_log(tmp_path):
 # --- the kernels --------------------------------------------------------------------------------
 
 DTYPES = ("float32", "bfloat16", "float64", "float16")
-KIND = {"ELEMENT_BITS", "BFLOAT16", "PYSOFTMAX_DOUBLE", "OPERATION", "GENERAL", "DENSE"}
+KIND = {"ELEMENT_BITS", "BFLOAT16", "PYSOFTMAX_DOUBLE", "OPERATION", "GENERAL", "DENSE", "FAST"}
 LOSSES = {operations.CROSS_ENTROPY, operations.CROSS_ENTROPY_WITH_GRAD}
+FAST_ONES = operations.CROSS_ENTROPY_WITH_GRAD  # and those before it: with exponentials of rows
 ALWAYS_PLAIN = {operations.LOGSUMEXP, operations.DOT, operations.SUM}
 # Bytes that may go through memory, each way counted. Thread blocks of 16 warps leave 128 registers
 # to a thread, half of them for the tile of the row: something of what is done once per row goes
 # through memory, more where a temperature or target weights of every class take part. Fewer warps
 # would have room, but not take rows as long with one read. Wide columns have 64 registers, so that
-# two thread blocks fit on a multiprocessor, and spill what is done once per row, too.
+# two thread blocks fit on a multiprocessor, and spill what is done once per row, too. Two chunks of
+# halves are as many numbers as a block of a long row.
 SPILLS = {
+    ("short_rows", False): 128,
     ("long_rows", False): 256,
     ("long_rows", True): 1024,
     ("stream_write", False): 16,
     ("wide_columns", False): 256,
     ("wide_columns", True): 256,
 }
+SET_ASIDE = 2 * _cuda.PARTIAL_BYTES  # which a row of no ordinary kind takes through memory
 
 
 def plans(itemsize):
     """The definitions of every regime -> the least architecture that has it."""
     unit, found = _cuda.units(itemsize), {}
-    lengths = (*range(1, unit.chunk + 1), 16 * unit.block, 100 * unit.block, 1000 * unit.block)
+    lengths = (*range(1, 2 * unit.chunk + 1), 16 * unit.block, 100 * unit.block, 1000 * unit.block)
     for architecture in (90, 80):
         device = _cuda.Device(architecture, multiprocessors=132)
         for n in lengths:
@@ -134,6 +139,8 @@ def every_instance():
             for general in ((0,) if operation in ALWAYS_PLAIN else (0, 1))
             for dense in ((0, 1) if operation in LOSSES else (0,))
         ]
+        if size == 2:
+            kinds += [{**kind, "FAST": 1} for kind in kinds if kind["OPERATION"] <= FAST_ONES]
         for regime, least in plans(size).items():
             for kind in kinds:
                 yield dtype, {**_cuda.element_defines(dtype), **kind, **dict(regime)}, least
@@ -165,11 +172,13 @@ def compiled(arch, defines):
 
 def assert_in_registers_and_wide(arch, defines):
     module = compiled(arch, defines)
-    assert ".ftz" not in module.ptx.replace("rcp.approx.ftz.f64", "")
+    # Two approximations are asked for.
+    assert ".ftz" not in re.sub(r"rcp.approx.ftz.f64|ex2.approx.ftz.f32", "", module.ptx)
     for name, kernel in module.kernels.items():
         case = f"{name}, {arch}, {name_of(defines)}"
         allowed = SPILLS.get((name, bool(defines.get("DENSE"))), 0)
         assert kernel.spills <= allowed, f"{case}: {kernel.spills} bytes spilled"
+        assert kernel.stack <= allowed + SET_ASIDE, f"{case}: an array in memory"
         if name.endswith("_rows") or name in ("stream_sum", "stream_write"):
             assert kernel.wide("ld") > 0, f"{case}: no loads of 16 bytes"
 

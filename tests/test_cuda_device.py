@@ -30,6 +30,14 @@ def test_every_kernel_gives_the_bits_of_the_cpu(dtype, regime, function):
     every_kernel.assert_bits_of_the_cpu(on_device.arrays(), dtype, regime, function)
 
 
+@pytest.mark.parametrize("dtype", every_kernel.HALVES, ids=str)
+@pytest.mark.parametrize("n", [3, 500, 900, 3000, 40_000])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("centre", [0, 3000])
+def test_fast_halves_are_as_good_as_halves_can_be(dtype, n, temperature, centre):
+    every_kernel.assert_fast_halves(on_device.arrays(), dtype, n, temperature, centre)
+
+
 # --- streams ------------------------------------------------------------------------------------
 
 SPIN = r"""

@@ -58,7 +58,8 @@ def test_every_column_of_every_row_has_a_thread(itemsize):
         if first.kernel == "short_rows":
             width, lane_rows = defines["WIDTH"], defines["LANE_ROWS"]
             assert width * unit.vector * lane_rows >= n
-            assert lane_rows == 1 or width == unit.group
+            assert lane_rows == 1 or width >= unit.group
+            assert width <= unit.group or (lane_rows == 8 and width == 2 * unit.group)
             together = min(width, max(1, 128 // unit.real // (unit.vector * lane_rows)))
             assert warps * (32 // width) * together >= rows
         elif first.kernel == "long_rows":
@@ -94,8 +95,8 @@ def test_the_regimes_begin_where_their_registers_end(itemsize):
     def kernel(rows, n, device=H200):
         return _cuda.plan_rows(itemsize, rows, n, device).starts[0]
 
-    assert kernel(10_000, unit.chunk).kernel == "short_rows"
-    assert kernel(10_000, unit.chunk + 1).kernel == "long_rows"
+    assert kernel(10_000, 2 * unit.chunk).kernel == "short_rows"
+    assert kernel(10_000, 2 * unit.chunk + 1).kernel == "long_rows"
     assert kernel(10_000, 8 * unit.block).cluster == 1
     assert kernel(10_000, 8 * unit.block + 1).cluster == 2
     assert kernel(10_000, 64 * unit.block).threads == 8 * 32

@@ -19,7 +19,7 @@ CLUSTER = 8  # thread blocks that may share a row, from compute capability 9.0 o
 NARROW = 16  # columns of a row that a single thread takes, along another axis
 PARTIAL_BYTES = 64
 
-_POINTERS = (
+POINTERS = (
     "x",
     "y",
     "out",
@@ -48,7 +48,7 @@ LABELS_OF_A_BLOCK = 16 * 256  # that the 256 threads of a block count
 
 # The structs of the same names in task.cuh, elementwise.cuh and means.cuh.
 TASK = np.dtype(
-    [(name, np.uint64) for name in _POINTERS]
+    [(name, np.uint64) for name in POINTERS]
     + [(name, np.int64) for name in _COUNTS]
     + [("label_smoothing", np.float64)]
 )
@@ -143,7 +143,7 @@ def divided(count: int, size: int) -> int:
 def plan_rows(itemsize: int, rows: int, n: int, device: Device) -> Launch:
     """The launch for contiguous rows; `rows` and `n` are not 0."""
     unit = units(itemsize)
-    if n <= unit.chunk:
+    if n <= 2 * unit.chunk:
         return _short_rows(unit, rows, n)
     blocks = divided(n, unit.block)
     warps, cluster, most = WARPS, 1, CLUSTER if device.architecture >= 90 else 1
@@ -174,8 +174,10 @@ def _short_rows(unit: Units, rows: int, n: int) -> Launch:
     while width < unit.group and width * unit.vector < n:
         width *= 2
     lane_rows = 1
-    while lane_rows * unit.lanes < n:
+    while lane_rows < 8 and lane_rows * unit.lanes < n:
         lane_rows *= 2
+    if n > unit.chunk:
+        width *= 2
     # As many rows in work in a group as its registers take: TOGETHER of row.cuh.
     together = min(width, max(1, 128 // unit.real // (unit.vector * lane_rows)))
     of_a_block = 4 * together * WARP // width

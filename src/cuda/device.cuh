@@ -122,18 +122,33 @@ union Quad {
     __device__ Quad() {}
 };
 
-// VECTOR elements that lie side by side, aligned to 16 bytes.
-DEVICE void load_whole(const element *from, real *value) {
+DEVICE void to_reals(const uint4 &vector, real *value) {
     Quad quad;
-    ASSUME_GLOBAL(from);
-    quad.all = *reinterpret_cast<const uint4 *>(from);
+    quad.all = vector;
     UNROLL for (int v = 0; v < VECTOR; v++) value[v] = to_real(quad.each[v]);
 }
 
-DEVICE void store_whole(element *to, const real *value) {
+DEVICE uint4 to_elements(const real *value) {
     Quad quad;
     UNROLL for (int v = 0; v < VECTOR; v++) quad.each[v] = to_element(value[v]);
-    *reinterpret_cast<uint4 *>(to) = quad.all;
+    return quad.all;
+}
+
+// VECTOR elements of one value.
+DEVICE uint4 filled(real value) {
+    Quad quad;
+    UNROLL for (int v = 0; v < VECTOR; v++) quad.each[v] = to_element(value);
+    return quad.all;
+}
+
+// VECTOR elements that lie side by side, aligned to 16 bytes.
+DEVICE uint4 whole_at(const element *from) {
+    ASSUME_GLOBAL(from);
+    return *reinterpret_cast<const uint4 *>(from);
+}
+
+DEVICE void store_whole(element *to, const real *value) {
+    *reinterpret_cast<uint4 *>(to) = to_elements(value);
 }
 
 // The columns [column, column + VECTOR) of a row of n, `step` apart; absent ones are `other`.
@@ -141,7 +156,7 @@ DEVICE void store_whole(element *to, const real *value) {
 DEVICE void load_vector(const element *row, int64 step, int64 column, int64 n, bool vectors,
                         real other, real *value) {
     if (vectors && column + VECTOR <= n) {
-        load_whole(row + column, value);
+        to_reals(whole_at(row + column), value);
     } else {
         UNROLL for (int v = 0; v < VECTOR; v++)
             value[v] = column + v < n ? to_real(row[(column + v) * step]) : other;
@@ -156,6 +171,29 @@ DEVICE void store_vector(element *row, int64 step, int64 column, int64 n, bool v
         UNROLL for (int v = 0; v < VECTOR; v++)
             if (column + v < n) row[(column + v) * step] = to_element(value[v]);
     }
+}
+
+// The 16 bytes that begin `by` < 16 bytes into two vectors side by side, between two elements. Word
+// by word: the compiler would choose among the words of an array by their addresses, in memory.
+template <class T> DEVICE T either(bool second, T a, T b) { return second ? b : a; }
+DEVICE uint4 shifted(const uint4 &a, const uint4 &b, unsigned by) {
+    const bool two = by & 8, one = sizeof(element) < 8 && by & 4;
+    unsigned word0 = either(two, a.x, a.z), word1 = either(two, a.y, a.w);
+    unsigned word2 = either(two, a.z, b.x), word3 = either(two, a.w, b.y);
+    unsigned word4 = either(two, b.x, b.z), word5 = either(two, b.y, b.w);
+    word0 = either(one, word0, word1);
+    word1 = either(one, word1, word2);
+    word2 = either(one, word2, word3);
+    word3 = either(one, word3, word4);
+    word4 = either(one, word4, word5);
+    if (sizeof(element) == 2) {
+        const unsigned half = (by & 2) * 8;
+        word0 = __funnelshift_r(word0, word1, half);
+        word1 = __funnelshift_r(word1, word2, half);
+        word2 = __funnelshift_r(word2, word3, half);
+        word3 = __funnelshift_r(word3, word4, half);
+    }
+    return make_uint4(word0, word1, word2, word3);
 }
 
 DEVICE bool is_aligned(const void *pointer, int64 stride) {

@@ -5,6 +5,7 @@
 //   OPERATION                one of task.cuh
 //   GENERAL                  1: with a temperature other than 1
 //   DENSE                    1: a loss in which every class has a target weight of its own
+//   FAST                     1: exponentials of rows of 16-bit elements by the device's own instruction
 // and the kernel:
 //   SHORT_ROWS               with WIDTH and LANE_ROWS
 //   LONG_ROWS                with CLUSTER_BLOCKS
@@ -16,6 +17,9 @@
 
 #ifndef CLUSTER_BLOCKS
 #define CLUSTER_BLOCKS 1
+#endif
+#ifndef FAST
+#define FAST 0
 #endif
 #if defined(NARROW_COLUMNS) || defined(WIDE_COLUMNS)
 #define ALONG_COLUMNS 1

@@ -120,7 +120,7 @@ DEVICE real last_value(bool general, const Task &task, const Row &row, const Vie
                        const Last &last, real scale, int64 column, real x, real y) {
     if (STORES_EXP) {
         real e = x * scale;
-        real value = r_fma(e, last.high, e * last.low);
+        real value = FAST ? e * last.high : r_fma(e, last.high, e * last.low);
         if (DENSE) value = r_fma(last.m, q_of(task, row, column), value);
         return value;
     }
@@ -148,16 +148,17 @@ DEVICE real unless_masked(const Row &row, int64 column, real value) {
     return OPERATION == SOFTMAX ? 0 : -INFINITE;
 }
 
-// The last sweep over lane rows, as load_x gave them.
-template <Way way, int rows>
+// The last sweep over lane rows, as load_x gave them; width: lanes of a chunk.
+template <Way way, int width, int rows>
 DEVICE void finish_rows(bool general, const Task &task, const Row &row, const View &view,
-                        const Last &last, real scale, int64 column, real (&x)[rows][VECTOR]) {
+                        const Last &last, real scale, int64 column, real (&x)[rows][VECTOR],
+                        bool writes = true) {
     UNROLL for (int s = 0; s < rows; s++) {
         const int64 first = column + s * LANES;
         real own[1][VECTOR], y[1][VECTOR];
         if (IS_PRODUCT) {
-            load_x<way>(row, first, task.n, own);
-            load_y<way>(row, first, task.n, y);
+            load_x<way, width>(task, row, first, own);
+            load_y<way, width>(task, row, first, y);
         }
         UNROLL for (int v = 0; v < VECTOR; v++) {
             const real value = IS_PRODUCT ? own[0][v] : x[s][v];
@@ -167,7 +168,10 @@ DEVICE void finish_rows(bool general, const Task &task, const Row &row, const Vi
                 x[s][v] = unless_masked(row, first + v, x[s][v]);
         }
     }
-    store_rows<way>(row.out, row.out_step, column, task.n, row.out_vectors, x);
+    if (way == SHIFTED)
+        store_shifted<width>(row.out, column, task.n, writes, x);
+    else
+        store_rows<way>(row.out, row.out_step, column, task.n, row.out_vectors, x);
 }
 
 // The gradient at the label, over what every class got there: by one thread, when the others of
@@ -202,7 +206,7 @@ DEVICE void write_block(bool general, const Task &task, const Row &row, int64 be
     if (STORES_EXP) last = rescaled(last, exponent, &scale);
     on_the(way, [&](auto known) {
         UNROLL for (int c = 0; c < CHUNKS; c++)
-            finish_rows<known.way>(general, task, row, view, last, scale,
+            finish_rows<known.way, GROUP>(general, task, row, view, last, scale,
                                    begin + first_column() + c * APART, x[c]);
     });
     write_at_target_in(begin, general, task, row, view, last, scale,

@@ -14,7 +14,7 @@
 // ------------------------------------------------------------------------------ short rows
 
 #if defined(SHORT_ROWS)
-// Rows of up to a chunk: WIDTH lanes a row, a vector each of LANE_ROWS lane rows. A warp works
+// Rows of up to two chunks: WIDTH lanes a row, a vector each of LANE_ROWS lane rows. A warp works
 // on WARP / WIDTH rows side by side, TOGETHER times. What is done once per row, in double, is
 // done for all of them at once: lane u of a group for row u of the group.
 enum {
@@ -22,13 +22,15 @@ enum {
     FITTING = VALUES / (VECTOR * LANE_ROWS) > 0 ? VALUES / (VECTOR * LANE_ROWS) : 1,
     TOGETHER = WIDTH < FITTING ? WIDTH : FITTING,
     SIDE_BY_SIDE = WARP / WIDTH,
+    OF_A_CHUNK = WIDTH < GROUP ? WIDTH : GROUP,  // lanes
+    TWO_CHUNKS = WIDTH > GROUP,
     // The ties of several rows are counted in one number.
     COUNTER_BITS = LANE_ROWS * WIDTH * VECTOR < 256 ? 8 : 16,
     COUNTER_MASK = (1 << COUNTER_BITS) - 1,
     OF_A_COUNTER = 32 / COUNTER_BITS,
     COUNTERS = (TOGETHER + OF_A_COUNTER - 1) / OF_A_COUNTER,
-    // Thread blocks of a multiprocessor: 128 registers to a thread, more where they are wanted.
-    RESIDENT = DENSE ? 2 : GENERAL || PYSOFTMAX_DOUBLE ? 3 : 4,
+    // Thread blocks of a multiprocessor: 96 or 128 registers to a thread, more where they are wanted.
+    RESIDENT = DENSE ? 2 : GENERAL || PYSOFTMAX_DOUBLE ? 3 : ELEMENT_BITS == 32 && TWO_CHUNKS ? 5 : 4,
 };
 
 // What the lanes of a group add up of a row, and in the end keep of their own.
@@ -37,8 +39,18 @@ struct Summed {
     Sums sums;
 };
 
+DEVICE Partial chunk_of(const Sums &sums) {
+    Partial chunk = nothing();
+    chunk.rest = sums.rest;
+    chunk.low = sums.low;
+    chunk.dot = sums.dot;
+    chunk.q = sums.q;
+    return chunk;
+}
+
 extern "C" __global__ void __launch_bounds__(128, RESIDENT) short_rows(const ARGUMENT Task task) {
     const int lane = threadIdx.x % WARP, place = lane % WIDTH, group = lane - place;
+    const int column = place / OF_A_CHUNK * CHUNK + place % OF_A_CHUNK * VECTOR;
     const int64 rows = task.outer, warp = ((int64)blockIdx.x * blockDim.x + threadIdx.x) / WARP;
     const int64 first = warp * SIDE_BY_SIDE * TOGETHER + lane / WIDTH;
     if (warp * SIDE_BY_SIDE * TOGETHER >= rows) return;
@@ -55,7 +67,7 @@ extern "C" __global__ void __launch_bounds__(128, RESIDENT) short_rows(const ARG
     if (!IS_PRODUCT)
         on_the(way, [&](auto known) {
             UNROLL for (int u = 0; u < TOGETHER; u++)
-                load_x<known.way>(row_in_turn(known.way, u), place * VECTOR, task.n, x[u]);
+                load_x<known.way, OF_A_CHUNK>(task, row_in_turn(known.way, u), column, x[u]);
         });
     Summed mine;
     mine.max = mine.sums.rest = mine.sums.low = mine.sums.dot = mine.sums.q = 0;
@@ -67,7 +79,7 @@ extern "C" __global__ void __launch_bounds__(128, RESIDENT) short_rows(const ARG
         if (IS_PRODUCT) {
             on_the(way, [&](auto known) {
                 its.sums.dot =
-                    sum_products<known.way, WIDTH, LANE_ROWS>(row, place * VECTOR, task.n);
+                    sum_products<known.way, OF_A_CHUNK, LANE_ROWS>(task, row, column);
             });
         } else {
             const View view = row_view(task, row.number);
@@ -76,11 +88,11 @@ extern "C" __global__ void __launch_bounds__(128, RESIDENT) short_rows(const ARG
             add_maxima(x[u], most);
             its.max = lanes_max<WIDTH>(most);
             const Scale scale = scale_of<GENERAL>(view, exponent_of<GENERAL>(view, its.max));
-            its.sums = sum_chunk<WIDTH, LANE_ROWS>(GENERAL, x[u], task, row, place * VECTOR,
-                                                   its.max, view, scale, eighth);
+            its.sums = sum_chunk<OF_A_CHUNK, LANE_ROWS>(GENERAL, x[u], task, row, column,
+                                                        its.max, view, scale, eighth);
             ties[u / OF_A_COUNTER] += (unsigned)its.sums.ties << u % OF_A_COUNTER * COUNTER_BITS;
         }
-        if (place == u) mine = its;
+        if (place % OF_A_CHUNK == u) mine = its;
     }
     const int64 own = first + place * SIDE_BY_SIDE;
     const bool has_own = place < TOGETHER && own < rows;
@@ -88,11 +100,17 @@ extern "C" __global__ void __launch_bounds__(128, RESIDENT) short_rows(const ARG
     const View view = row_view(task, row.number);
     const bool skipped = is_skipped(task, row.number);
     const real target_logit = skipped ? 0 : logit_of_target(task, row);
-    Partial whole = nothing();
+    Partial whole = chunk_of(mine.sums);
+    if (TWO_CHUNKS) {
+        Sums second = mine.sums;
+        second.rest = across(mine.sums.rest, OF_A_CHUNK);
+        if (SPLITS) second.low = across(mine.sums.low, OF_A_CHUNK);
+        if (HAS_DOT) second.dot = across(mine.sums.dot, OF_A_CHUNK);
+        if (DENSE) second.q = across(mine.sums.q, OF_A_CHUNK);
+        add_chunks(whole, chunk_of(second), &whole);
+    }
     real exponent = 0;
-    if (IS_PRODUCT) {
-        whole.dot = mine.sums.dot;
-    } else {
+    if (!IS_PRODUCT) {
         exponent = exponent_of<GENERAL>(view, mine.max);
         UNROLL for (int i = 0; i < COUNTERS; i++) {
             const unsigned all = add_ties<WIDTH>(ties[i]);
@@ -101,10 +119,6 @@ extern "C" __global__ void __launch_bounds__(128, RESIDENT) short_rows(const ARG
         }
         whole.max = mine.max;
         whole.exponent = exponent;
-        whole.rest = mine.sums.rest;
-        whole.low = mine.sums.low;
-        whole.dot = mine.sums.dot;
-        whole.q = mine.sums.q;
         whole.at_max = exp_scaled<GENERAL>(mine.max, view, scale_of<GENERAL>(view, exponent));
     }
     Last last;
@@ -120,12 +134,14 @@ extern "C" __global__ void __launch_bounds__(128, RESIDENT) short_rows(const ARG
                     its.high = from_lane(last.high, group + u);
                 if (STORES_EXP) its.low = from_lane(last.low, group + u);
                 if (!STORES_EXP || DENSE) its.m = from_lane(last.m, group + u);
-                if (known.way != FULL
-                    && (u * SIDE_BY_SIDE >= left || set_aside >> (group + u) & 1))
-                    continue;
-                const Row of = row_in_turn(FULL, u);
-                finish_rows<known.way>(GENERAL, task, of, row_view(task, of.number), its, 1,
-                                       place * VECTOR, x[u]);
+                const bool writes =
+                    known.way == FULL
+                    || (u * SIDE_BY_SIDE < left && !(set_aside >> (group + u) & 1));
+                // SHIFTED vectors are of two lanes, even of one that writes nothing.
+                if (!writes && known.way != SHIFTED) continue;
+                const Row of = row_in_turn(known.way == SHIFTED ? SHIFTED : FULL, u);
+                finish_rows<known.way, OF_A_CHUNK>(GENERAL, task, of, row_view(task, of.number), its,
+                                                   1, column, x[u], writes);
             }
         });
     if (OPERATION == CROSS_ENTROPY_WITH_GRAD && task.target) {
@@ -164,7 +180,7 @@ extern "C" __global__ void __launch_bounds__(MOST_WARPS * WARP) CLUSTER_DIMS
     real exponent = 0;
     const real target_logit = logit_of_target(task, row);
     if (begin < task.n) {
-        if (!IS_PRODUCT) load_tile(row, begin, task.n, way, x);
+        if (!IS_PRODUCT) load_tile(task, row, begin, way, x);
         const Partial block = sum_block(GENERAL, task, row, begin, way, view, eighth, x);
         exponent = (real)block.exponent;
         if (lane == 0) partials[warp] = block;
@@ -222,7 +238,7 @@ extern "C" __global__ void __launch_bounds__(128) stream_sum(const ARGUMENT Task
     const Row row = row_of(task, number);
     Tile x;
     const Way way = way_of_block(task, begin);
-    if (!IS_PRODUCT) load_tile(row, begin, task.n, way, x);
+    if (!IS_PRODUCT) load_tile(task, row, begin, way, x);
     const Partial block = sum_block(GENERAL, task, row, begin, way, row_view(task, number),
                                     eighth_of(threadIdx.x % WARP), x);
     if (threadIdx.x % WARP == 0) task.partials[warp] = block;
@@ -265,7 +281,7 @@ extern "C" __global__ void __launch_bounds__(128) stream_write(const ARGUMENT Ta
     const real target_logit = logit_of_target(task, row);
     Tile x;
     real exponent = 0;
-    if (!IS_PRODUCT) load_tile(row, begin, task.n, way, x);
+    if (!IS_PRODUCT) load_tile(task, row, begin, way, x);
     if (STORES_EXP)
         exponent = (real)sum_block(GENERAL, task, row, begin, way, view,
                                    eighth_of(threadIdx.x % WARP), x)

@@ -91,12 +91,12 @@ DEVICE Sums sum_chunk(bool general, real (&x)[rows][VECTOR], const Task &task, c
 
 // The sum of one chunk of products x * y, or of y.
 template <Way way, int width, int rows>
-DEVICE real sum_products(const Row &row, int64 column, int64 n) {
+DEVICE real sum_products(const Task &task, const Row &row, int64 column) {
     real dot[VECTOR], x[1][VECTOR], y[1][VECTOR];
     UNROLL for (int v = 0; v < VECTOR; v++) dot[v] = 0;
     UNROLL for (int s = 0; s < rows; s++) {
-        load_y<way>(row, column + s * LANES, n, y);
-        if (!IS_SUM) load_x<way>(row, column + s * LANES, n, x);
+        load_y<way, width>(task, row, column + s * LANES, y);
+        if (!IS_SUM) load_x<way, width>(task, row, column + s * LANES, x);
         UNROLL for (int v = 0; v < VECTOR; v++)
             dot[v] = IS_SUM ? y[0][v] + dot[v] : r_fma(x[0][v], y[0][v], dot[v]);
     }
@@ -119,6 +119,20 @@ DEVICE void add_chunks(const Partial &a, const Partial &b, Partial *sum) {
     sum->q = q;
 }
 
+// Field by field: the compiler would choose by their addresses, in memory.
+DEVICE Partial either(bool second, const Partial &a, const Partial &b) {
+    Partial chosen;
+    chosen.max = either(second, a.max, b.max);
+    chosen.at_max = either(second, a.at_max, b.at_max);
+    chosen.count = either(second, a.count, b.count);
+    chosen.rest = either(second, a.rest, b.rest);
+    chosen.low = either(second, a.low, b.low);
+    chosen.exponent = either(second, a.exponent, b.exponent);
+    chosen.dot = either(second, a.dot, b.dot);
+    chosen.q = either(second, a.q, b.q);
+    return chosen;
+}
+
 // Join two neighbours; where their maxima differ the lower one's ties join its rest.
 DEVICE Partial merge(const Partial &left, const Partial &right) {
     if (IS_PRODUCT) {
@@ -127,7 +141,7 @@ DEVICE Partial merge(const Partial &left, const Partial &right) {
         return sum;
     }
     const bool in_order = left.max >= right.max;
-    const Partial high = in_order ? left : right, low = in_order ? right : left;
+    const Partial high = either(in_order, right, left), low = either(in_order, left, right);
     Partial result = high;
     double scale =
         low.max > -INFINITE_DOUBLE ? power_of_two(low.exponent - high.exponent) : 1.0;
@@ -168,10 +182,10 @@ DEVICE Way way_of_block(const Task &task, int64 begin) {
     return way_of(task, begin + BLOCK <= task.n);
 }
 
-DEVICE void load_tile(const Row &row, int64 begin, int64 n, Way way, Tile &x) {
+DEVICE void load_tile(const Task &task, const Row &row, int64 begin, Way way, Tile &x) {
     on_the(way, [&](auto known) {
         UNROLL for (int c = 0; c < CHUNKS; c++)
-            load_x<known.way>(row, begin + first_column() + c * APART, n, x[c]);
+            load_x<known.way, GROUP>(task, row, begin + first_column() + c * APART, x[c]);
     });
 }
 
@@ -186,7 +200,7 @@ DEVICE Partial sum_block(bool general, const Task &task, const Row &row, int64 b
         on_the(way, [&](auto known) {
             UNROLL for (int c = 0; c < CHUNKS; c++)
                 dot[c] = sum_products<known.way, GROUP, STEPS>(
-                    row, begin + first_column() + c * APART, task.n);
+                    task, row, begin + first_column() + c * APART);
         });
         UNROLL for (int step = GROUP; step < WARP; step *= 2)
             UNROLL for (int c = 0; c < CHUNKS; c++) dot[c] += across_double(dot[c], step);

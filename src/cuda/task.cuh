@@ -121,14 +121,15 @@ DEVICE real logit_of_target(const Task &task, const Row &row) {
 }
 
 // How a warp loads and stores what it takes of its rows, the same for all its lanes: whole vectors
-// of which none is absent; whole ones, but some absent; or whatever there is, masked elements too.
-enum Way { FULL, WHOLE, ANY };
+// of which none is absent; whole ones, but some absent; vectors wherever they begin, of the 16 bytes
+// from one that is aligned on; or one element at a time, masked ones too.
+enum Way { FULL, WHOLE, SHIFTED, ANY };
 
 DEVICE Way way_of(const Task &task, bool full) {
-    const bool whole = task.n % VECTOR == 0 && !task.mask && is_aligned(task.x, task.x_outer)
+    const bool whole = task.n % VECTOR == 0 && is_aligned(task.x, task.x_outer)
                        && (!HAS_OUT || is_aligned(task.out, task.out_outer))
                        && (!IS_PRODUCT || is_aligned(task.y, task.y_outer));
-    return !whole ? ANY : full ? FULL : WHOLE;
+    return task.mask ? ANY : !whole ? SHIFTED : full ? FULL : WHOLE;
 }
 
 // each(Constant<way>()), so that within `each` the way is known to the compiler.
@@ -140,8 +141,101 @@ template <class Each> DEVICE void on_the(Way way, Each each) {
         each(Constant<FULL>());
     else if (way == WHOLE)
         each(Constant<WHOLE>());
+    else if (way == SHIFTED)
+        each(Constant<SHIFTED>());
     else
         each(Constant<ANY>());
+}
+
+// The elements of an operand: what may be read, row by row or around them.
+struct Span {
+    const element *begin, *end;
+};
+
+DEVICE Span span_of(const Task &task, const element *operand, int64 outer, const element *row) {
+    if (outer < task.n) return {row, row + task.n};  // rows that overlap, or lie the other way round
+    return {operand, operand + (task.outer - 1) * outer + task.n};
+}
+
+DEVICE uint4 vector_of_lane(const uint4 &vector, int lane) {
+    return make_uint4(from_lane(vector.x, lane), from_lane(vector.y, lane), from_lane(vector.z, lane),
+                      from_lane(vector.w, lane));
+}
+
+// Vectors that begin anywhere, by the `width` neighbouring lanes that have a chunk together: a lane
+// loads the aligned vector that its own begins in, and gets the next one from the next lane. All
+// lanes of the warp are here. Loads do not wait for each other: what is rare comes after them.
+template <int width, int rows>
+DEVICE void load_shifted(const element *row, const Span &span, int64 column, int64 n, real other,
+                         real (&value)[rows][VECTOR]) {
+    const unsigned by = (unsigned)(uint64)row % 16;
+    const int shift = by / sizeof(element), lane = threadIdx.x % WARP, place = lane % width;
+    const int after = place < width - 1 ? lane + 1 : lane - place;
+    const element *from = row + column - shift;
+    const int left = n - column < rows * LANES ? (int)(n - column) : rows * LANES;
+    const int64 readable = span.end - from;
+    const int end = readable < (rows + 1) * LANES ? (int)readable : (rows + 1) * LANES;
+    const bool begins = from >= span.begin;
+    auto load = [&](int s, int its, bool wanted) {
+        uint4 vector = make_uint4(0, 0, 0, 0);
+        if (wanted && its + VECTOR <= end && (s > 0 || begins)) vector = whole_at(from + its);
+        return vector;
+    };
+    uint4 own[rows];
+    UNROLL for (int s = 0; s < rows; s++) own[s] = load(s, s * LANES, s * LANES - shift < left);
+    // Of the chunk's last vector.
+    const int beyond = (rows - 1) * LANES + VECTOR;
+    const uint4 end_of_last = load(rows, beyond, place == width - 1 && beyond - shift < left);
+    UNROLL for (int s = 0; s < rows; s++) {
+        const int its = s * LANES;
+        uint4 next = vector_of_lane(place == 0 && s + 1 < rows ? own[s + 1 < rows ? s + 1 : s] : own[s],
+                                    after);
+        if (s + 1 == rows && place == width - 1) next = end_of_last;
+        to_reals(shifted(own[s], next, by), value[s]);
+        if (its + VECTOR > left)
+            UNROLL for (int v = 0; v < VECTOR; v++)
+                value[s][v] = its + v < left ? value[s][v] : other;
+        const bool outside = (s == 0 && !begins) || its + (by ? 2 : 1) * VECTOR > end;
+        if (outside && its < left)
+            UNROLL for (int v = 0; v < VECTOR; v++)
+                value[s][v] = its + v < left ? to_real(row[column + its + v]) : other;
+    }
+}
+
+// The same for stores: what is left over of a vector goes to the next lane, and a lane stores the
+// aligned vector that its own begins in. writes: whether the lanes of this chunk store.
+template <int width, int rows>
+DEVICE void store_shifted(element *row, int64 column, int64 n, bool writes,
+                          const real (&value)[rows][VECTOR]) {
+    const unsigned by = (unsigned)(uint64)row % 16;
+    const int shift = by / sizeof(element), lane = threadIdx.x % WARP, place = lane % width;
+    const int before = place > 0 ? lane - 1 : lane + width - 1;
+    element *to = row + column - shift;
+    const int there = n - column < rows * LANES ? (int)(n - column) : rows * LANES;
+    const int left = writes ? there : -VECTOR;  // from `column` on, and none before it
+    uint4 own = make_uint4(0, 0, 0, 0);
+    UNROLL for (int s = 0; s < rows; s++) {
+        const uint4 last = own;
+        own = to_elements(value[s]);
+        const uint4 given = place == width - 1 ? last : own;
+        const uint4 taken = vector_of_lane(given, before);
+        const bool first = s == 0 && place == 0;
+        const int its = s * LANES, absent = first ? shift : 0;
+        Quad quad;
+        quad.all = shifted(by ? taken : own, own, (16 - by) % 16);
+        if (absent == 0 && its - shift + VECTOR <= left) {
+            *reinterpret_cast<uint4 *>(to + its) = quad.all;
+        } else {
+            UNROLL for (int v = 0; v < VECTOR; v++)
+                if (v >= absent && its - shift + v < left) to[its + v] = quad.each[v];
+        }
+    }
+    Quad quad;
+    quad.all = own;
+    UNROLL for (int v = 0; v < VECTOR; v++) {
+        const int its = (rows - 1) * LANES + v;
+        if (place == width - 1 && v >= VECTOR - shift && its < left) row[column + its] = quad.each[v];
+    }
 }
 
 // `rows` lane rows of a row of n, VECTOR columns of each from `column` on; absent ones are `other`.
@@ -153,10 +247,11 @@ DEVICE void load_rows(const element *row, int64 step, int64 column, int64 n, boo
     UNROLL for (int s = 0; s < rows; s++) {
         if (way == ANY) {
             load_vector(row, step, column + s * LANES, n, vectors, other, value[s]);
-        } else if (way == FULL || s * LANES < left) {
-            load_whole(from + s * LANES, value[s]);
         } else {
-            UNROLL for (int v = 0; v < VECTOR; v++) value[s][v] = other;
+            // No branch around the conversion, which the next load would wait for.
+            uint4 vector = filled(other);
+            if (way == FULL || s * LANES < left) vector = whole_at(from + s * LANES);
+            to_reals(vector, value[s]);
         }
     }
 }
@@ -175,11 +270,15 @@ DEVICE void store_rows(element *row, int64 step, int64 column, int64 n, bool vec
 }
 
 // `rows` lane rows, VECTOR columns of each from `column` on: logits, masked and absent ones -inf;
-// for a vjp the forward result, absent ones 0.
-template <Way way, int rows>
-DEVICE void load_x(const Row &row, int64 column, int64 n, real (&x)[rows][VECTOR]) {
-    load_rows<way>(row.x, row.x_step, column, n, row.x_vectors,
-                   IS_PRODUCT ? (real)0 : -INFINITE, x);
+// for a vjp the forward result, absent ones 0. width: lanes of a chunk.
+template <Way way, int width, int rows>
+DEVICE void load_x(const Task &task, const Row &row, int64 column, real (&x)[rows][VECTOR]) {
+    const int64 n = task.n;
+    const real other = IS_PRODUCT ? (real)0 : -INFINITE;
+    if (way == SHIFTED)
+        load_shifted<width>(row.x, span_of(task, task.x, task.x_outer, row.x), column, n, other, x);
+    else
+        load_rows<way>(row.x, row.x_step, column, n, row.x_vectors, other, x);
     if (way == ANY && row.mask)
         UNROLL for (int s = 0; s < rows; s++)
             UNROLL for (int v = 0; v < VECTOR; v++) {
@@ -188,9 +287,14 @@ DEVICE void load_x(const Row &row, int64 column, int64 n, real (&x)[rows][VECTOR
             }
 }
 
-template <Way way, int rows>
-DEVICE void load_y(const Row &row, int64 column, int64 n, real (&y)[rows][VECTOR]) {
-    load_rows<way>((const element *)row.y, row.y_step, column, n, row.y_vectors, 0, y);
+template <Way way, int width, int rows>
+DEVICE void load_y(const Task &task, const Row &row, int64 column, real (&y)[rows][VECTOR]) {
+    const element *own = (const element *)row.y;
+    if (way == SHIFTED)
+        load_shifted<width>(own, span_of(task, (const element *)task.y, task.y_outer, own), column,
+                            task.n, 0, y);
+    else
+        load_rows<way>(own, row.y_step, column, task.n, row.y_vectors, 0, y);
 }
 
 // q of a class without the spike: w_c ((1 - smoothing) y_c + smoothing / n).

@@ -61,6 +61,9 @@ inline int __ffs(int x) { return __builtin_ffs(x); }
 inline int __clz(int x) { return x ? __builtin_clz(x) : 32; }
 inline int __float_as_int(float x) { return emu::bits<int>(x); }
 inline unsigned __float_as_uint(float x) { return emu::bits<unsigned>(x); }
+inline unsigned __funnelshift_r(unsigned low, unsigned high, unsigned by) {
+    return unsigned((uint64_t(high) << 32 | low) >> (by & 31));
+}
 inline float __int_as_float(int x) { return emu::bits<float>(x); }
 inline float __uint_as_float(unsigned x) { return emu::bits<float>(x); }
 inline long long __double_as_longlong(double x) { return emu::bits<long long>(x); }
