@@ -91,9 +91,10 @@ PARTS = [
     ("bfloat16", 2051, 5),
     ("bfloat16", 17, 1),
 ]
-CALLS_OF_PARTS = [("softmax", *part) for part in PARTS]
-for name in ("log_softmax", "vjp", "loss", "logsumexp"):
-    CALLS_OF_PARTS += [(name, *part) for part in PARTS[1::3]]
+CALLS_OF_PARTS = [
+    *(("softmax", *part) for part in PARTS),
+    *((f, *part) for f in ("log_softmax", "vjp", "loss", "logsumexp") for part in PARTS[1::3]),
+]
 
 
 @pytest.mark.parametrize(("function", "dtype", "n", "begin"), CALLS_OF_PARTS)

@@ -173,9 +173,10 @@ DEVICE void store_vector(element *row, int64 step, int64 column, int64 n, bool v
     }
 }
 
-// The 16 bytes that begin `by` < 16 bytes into two vectors side by side, between two elements. Word
-// by word: the compiler would choose among the words of an array by their addresses, in memory.
+// A choice by value: of two places the compiler would choose an address, in memory.
 template <class T> DEVICE T either(bool second, T a, T b) { return second ? b : a; }
+
+// The 16 bytes that begin `by` < 16 bytes into two vectors side by side, between two elements.
 DEVICE uint4 shifted(const uint4 &a, const uint4 &b, unsigned by) {
     const bool two = by & 8, one = sizeof(element) < 8 && by & 4;
     unsigned word0 = either(two, a.x, a.z), word1 = either(two, a.y, a.w);

@@ -207,7 +207,7 @@ DEVICE void write_block(bool general, const Task &task, const Row &row, int64 be
     on_the(way, [&](auto known) {
         UNROLL for (int c = 0; c < CHUNKS; c++)
             finish_rows<known.way, GROUP>(general, task, row, view, last, scale,
-                                   begin + first_column() + c * APART, x[c]);
+                                          begin + first_column() + c * APART, x[c]);
     });
     write_at_target_in(begin, general, task, row, view, last, scale,
                        general ? scale_of<true>(view, exponent) : scale_of<false>(view, exponent),

@@ -119,7 +119,7 @@ DEVICE void add_chunks(const Partial &a, const Partial &b, Partial *sum) {
     sum->q = q;
 }
 
-// Field by field: the compiler would choose by their addresses, in memory.
+// By value, too: field by field.
 DEVICE Partial either(bool second, const Partial &a, const Partial &b) {
     Partial chosen;
     chosen.max = either(second, a.max, b.max);

@@ -188,8 +188,8 @@ DEVICE void load_shifted(const element *row, const Span &span, int64 column, int
     const uint4 end_of_last = load(rows, beyond, place == width - 1 && beyond - shift < left);
     UNROLL for (int s = 0; s < rows; s++) {
         const int its = s * LANES;
-        uint4 next = vector_of_lane(place == 0 && s + 1 < rows ? own[s + 1 < rows ? s + 1 : s] : own[s],
-                                    after);
+        // Only the chunk's last lane asks the first, for the lane row after this.
+        uint4 next = vector_of_lane(either(place == 0, own[s], own[s + 1 < rows ? s + 1 : s]), after);
         if (s + 1 == rows && place == width - 1) next = end_of_last;
         to_reals(shifted(own[s], next, by), value[s]);
         if (its + VECTOR > left)
