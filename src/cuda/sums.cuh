@@ -119,20 +119,6 @@ DEVICE void add_chunks(const Partial &a, const Partial &b, Partial *sum) {
     sum->q = q;
 }
 
-// By value, too: field by field.
-DEVICE Partial either(bool second, const Partial &a, const Partial &b) {
-    Partial chosen;
-    chosen.max = either(second, a.max, b.max);
-    chosen.at_max = either(second, a.at_max, b.at_max);
-    chosen.count = either(second, a.count, b.count);
-    chosen.rest = either(second, a.rest, b.rest);
-    chosen.low = either(second, a.low, b.low);
-    chosen.exponent = either(second, a.exponent, b.exponent);
-    chosen.dot = either(second, a.dot, b.dot);
-    chosen.q = either(second, a.q, b.q);
-    return chosen;
-}
-
 // Join two neighbours; where their maxima differ the lower one's ties join its rest.
 DEVICE Partial merge(const Partial &left, const Partial &right) {
     if (IS_PRODUCT) {
@@ -141,7 +127,7 @@ DEVICE Partial merge(const Partial &left, const Partial &right) {
         return sum;
     }
     const bool in_order = left.max >= right.max;
-    const Partial high = either(in_order, right, left), low = either(in_order, left, right);
+    const Partial high = in_order ? left : right, low = in_order ? right : left;
     Partial result = high;
     double scale =
         low.max > -INFINITE_DOUBLE ? power_of_two(low.exponent - high.exponent) : 1.0;
