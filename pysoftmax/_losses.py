@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from pysoftmax import _arguments as check
-from pysoftmax._dispatch import library_of
+from pysoftmax._dispatch import library_of, loss_by_short_way
 from pysoftmax.adapters import Adapter
 from pysoftmax.backends import Array, Backend, Number
 from pysoftmax.backends.numpy import fast_binary_cross_entropy, fast_cross_entropy
@@ -354,6 +354,10 @@ def _cross_entropy(
         with_grad,
         grad_out,
     )
+    if result is None and weight is None and type(temperature) is float and temperature == 1.0:
+        result = loss_by_short_way(
+            logits, target, axis, ignore_index, label_smoothing, reduction, with_grad, grad_out
+        )
     if result is not None:
         return result
     ignore_index = check_ignore_index(ignore_index)

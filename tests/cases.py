@@ -173,7 +173,8 @@ ROWWISE = {
 def without_short_ways():
     """Within, all arrays go the general way through the public functions."""
     with contextlib.ExitStack() as stack:
-        stack.enter_context(mock.patch.object(_softmax, "by_short_way", return_value=None))
+        for module, name in ((_softmax, "by_short_way"), (_losses, "loss_by_short_way")):
+            stack.enter_context(mock.patch.object(module, name, return_value=None))
         for module in (_losses, _sigmoid, _softmax):
             for name in [name for name in vars(module) if name.startswith("fast_")]:
                 stack.enter_context(mock.patch.object(module, name, return_value=None))

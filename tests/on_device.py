@@ -143,7 +143,7 @@ class HarnessGpu:
         return array.ctypes.data
 
     def starter(self, defines, start):
-        return lambda raw: self.launch(defines, start, raw.view(cuda.TASK))
+        return lambda raw: self.launch(defines, start, raw[()])
 
     def launch(self, defines, start, task):
         self.kernels.append(start.kernel)
@@ -172,6 +172,7 @@ def harness():
     def forget():
         backend._plan.cache_clear()
         backend._ready.cache_clear()
+        backend._ready_loss.cache_clear()
 
     forget()
     with (

@@ -262,7 +262,12 @@ def test_the_first_bad_of_many_labels_is_found(wrong):
 def test_a_mean_is_a_handful_of_launches(gpu):
     x, labels = rows_of(33), np.zeros(len(rows_of(33)), np.int64)
     ps.cross_entropy(there(x), there(labels))
-    assert gpu.kernels == ["count_labels", "count_labels", "short_rows", "short_rows", "quotient"]
+    assert gpu.kernels == ["count_labels", "short_rows", "short_rows", "quotient"]
+    ps.cross_entropy(there(x), there(labels.astype(np.int32)))
+    assert gpu.kernels[4:] == ["count_labels", *gpu.kernels[:4]]
+    with backend.deferred_checks():
+        ps.cross_entropy(there(x), there(labels), reduction="none")
+    assert gpu.kernels[9:] == ["short_rows"]
 
 
 @pytest.mark.parametrize("n", [7, 40])
@@ -315,6 +320,106 @@ def test_an_output_that_overlaps_goes_the_long_way():
     ps.softmax(before)
     ps.softmax(before, out=after)
     assert_same_numbers(after, ps.softmax(x))
+
+
+@pytest.fixture
+def one_way(monkeypatch):
+    """Fail what leaves the short way."""
+    ps.softmax(there([1.0]))  # now the type is known
+    monkeypatch.setattr(backend, "_run", lambda *a, **o: pytest.fail("the long way"))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_losses_of_labels_go_a_short_way(one_way, dtype, reduction, smoothing):
+    x, labels = rows_of(33, dtype=dtype), np.arange(9)
+    x[1:4] = 0
+    labels[3] = -1
+    options = {"reduction": reduction, "label_smoothing": smoothing, "ignore_index": -1}
+    expected = ps.cross_entropy_with_grad(x, labels, **options)
+    logits = there(x)
+    for grad_out in (None, there(np.empty_like(x)), logits):
+        got = ps.cross_entropy_with_grad(logits, there(labels), grad_out=grad_out, **options)
+        assert grad_out is None or got[1] is grad_out
+        for a, b in zip(got, expected, strict=True):
+            assert_same_numbers(a, b)
+    assert_same_numbers(ps.cross_entropy(there(x), there(labels), **options), expected[0])
+
+
+@pytest.mark.parametrize(
+    ("shape", "axis"),
+    [((33,), 0), ((5, 7, 40), 1), ((2100, 3), 1), ((9000, 2), -1), ((2, 20000), 1)],
+)
+def test_losses_of_any_number_of_rows_go_a_short_way(one_way, gpu, shape, axis):
+    """Partial sums of the rows and of the mean have workspaces of their own."""
+    gpu._device = cuda.Device(80, 132)
+    x = np.random.default_rng(0).normal(size=shape).astype("float32")
+    labels = np.random.default_rng(1).integers(0, shape[axis], x.sum(axis).shape)
+    for reduction in ("mean", "none"):
+        got = ps.cross_entropy_with_grad(there(x), there(labels), axis, reduction=reduction)
+        expected = ps.cross_entropy_with_grad(x, labels, axis, reduction=reduction)
+        for a, b in zip(got, expected, strict=True):
+            assert_same_numbers(a, b)
+
+
+def test_a_mean_of_no_rows_by_the_short_way(one_way):
+    loss, grad = ps.cross_entropy_with_grad(there(rows_of(33)), there(np.full(9, -100)))
+    assert np.isnan(loss)
+    assert not grad.any()
+
+
+def test_other_losses_go_the_long_way():
+    x, labels = rows_of(8)[:6] * 0, np.arange(6)
+    for given, target, options in (
+        (x[:, ::2], labels % 4, {}),
+        (x, labels.astype(np.int32), {}),
+        (np.repeat(x, 2, axis=0)[::2], np.repeat(labels, 2)[::2], {}),
+        (x.astype(np.int8), labels, {}),
+        (x, labels, {"weight": np.arange(8.0)}),
+        (x, labels, {"temperature": 2.0}),
+        (x, labels, {"ignore_index": np.int64(1)}),
+        (x, labels, {"label_smoothing": 1}),
+        (x[:0], labels[:0], {"reduction": "sum"}),
+        (x, np.full((6, 8), 0.125, np.float32), {}),
+    ):
+        expected = ps.cross_entropy_with_grad(given, target, **options)
+        options = {k: there(v) if k == "weight" else v for k, v in options.items()}
+        got = ps.cross_entropy_with_grad(there(given), there(target), **options)
+        for a, b in zip(got, expected, strict=True):
+            assert_same_numbers(a, b)
+
+
+def test_losses_refused_write_nothing():
+    x, labels = there(rows_of(8)), there(np.arange(9) % 8)
+    ps.softmax(x)
+    grad = there(np.full((9, 8), 7, np.float32))
+    labels[5] = 8
+    for error, target, options in (
+        (IndexError, labels, {}),
+        (ValueError, labels[:8], {}),
+        (ValueError, labels % 8, {"label_smoothing": 1.5}),
+        (ValueError, labels % 8, {"ignore_index": 2**63}),
+        (np.exceptions.AxisError, labels % 8, {"axis": 2}),
+    ):
+        with pytest.raises(error):
+            ps.cross_entropy_with_grad(x, target, grad_out=grad, **options)
+        assert (grad == 7).all()
+
+
+def test_a_gradient_over_its_labels_or_beside_its_logits():
+    x, labels = rows_of(8)[6:], np.arange(3)
+    expected = ps.cross_entropy_with_grad(x, labels)
+    memory = there(np.zeros(64, np.float32))
+    over_labels = memory[:24].reshape(3, 8)
+    target = memory.view(np.int64)[2:5]
+    target[...] = labels
+    got = ps.cross_entropy_with_grad(there(x), target, grad_out=over_labels)
+    assert_same_numbers(got[1], expected[1])
+    beside, logits = memory[:24].reshape(3, 8), memory[4:28].reshape(3, 8)
+    logits[...] = x
+    got = ps.cross_entropy_with_grad(logits, there(labels), grad_out=beside)
+    assert_same_numbers(got[1], expected[1])
 
 
 @pytest.mark.parametrize("n", [1, 100, 600, 9000])

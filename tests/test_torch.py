@@ -65,6 +65,46 @@ def test_plain_tensors_go_a_short_way(monkeypatch, name, axis):
     assert function(x[0]).shape == PLAIN[name](x[0], -1).shape
 
 
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_losses_of_plain_tensors_go_a_short_way(monkeypatch, reduction, dtype):
+    x, labels = tensor((3, 5), dtype), torch.tensor([4, -100, 0])
+    options = {"reduction": reduction, "label_smoothing": 0.1}
+    with without_short_ways():
+        expected = ps.cross_entropy_with_grad(x, labels, **options)
+    monkeypatch.setattr(adapter, "call", lambda *_: pytest.fail("the long way"))
+    got = ps.cross_entropy_with_grad(x, labels, **options)
+    for a, b in zip(
+        (*got, ps.cross_entropy(x, labels, **options)), (*expected, expected[0]), strict=True
+    ):
+        assert (type(a), a.dtype, a.shape) == (torch.Tensor, b.dtype, b.shape)
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("logits", "target", "grad_out"),
+    [
+        (tensor((2, 3), requires_grad=True), torch.tensor([0, 1]), None),
+        (tensor((2, 3), dtype=torch.bfloat16), torch.tensor([0, 1]), None),
+        (tensor((2, 3)), torch.tensor([0, 1]), torch.empty((2, 3)).double()),
+        (tensor((2, 3)), [0, 1], None),
+    ],
+    ids=["recorded", "bfloat16", "grad_out", "list"],
+)
+def test_other_losses_go_the_long_way(logits, target, grad_out):
+    options = -1, -100, 0.0, "mean", grad_out is not None, grad_out
+    assert adapter.short_cross_entropy(logits, target, *options) is None
+    given = torch.as_tensor(target)
+    expected = torch.nn.functional.cross_entropy(logits.double(), given)
+    if grad_out is None:
+        got = ps.cross_entropy(logits, target)
+    else:
+        got = ps.cross_entropy_with_grad(logits, target, grad_out=grad_out)[0]
+    torch.testing.assert_close(got.double(), expected, rtol=0.01, atol=0)
+    with pytest.raises(NotImplementedError, match="target must not require one"):
+        ps.cross_entropy(logits, torch.ones((2, 3)).requires_grad_())
+
+
 @pytest.mark.parametrize("name", PLAIN)
 @pytest.mark.parametrize(
     "x",

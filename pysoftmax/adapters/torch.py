@@ -10,7 +10,12 @@ import numpy as np
 from pysoftmax import _extras
 from pysoftmax.adapters.memory import Memory
 from pysoftmax.backends import Array
-from pysoftmax.backends.numpy import fast_log_softmax, fast_logsumexp, fast_softmax
+from pysoftmax.backends.numpy import (
+    fast_cross_entropy,
+    fast_log_softmax,
+    fast_logsumexp,
+    fast_softmax,
+)
 
 FAST = {"softmax": fast_softmax, "log_softmax": fast_log_softmax}
 
@@ -63,20 +68,38 @@ class Torch(Memory):
 
     def short_way(self, name: str, x: Any, axis: Any, temperature: float, out: Any) -> Any:
         """What NumPy's fast way makes of a plain tensor on a CPU that is not recorded, or None."""
-        torch = sys.modules["torch"]
-        if torch.compiler.is_compiling() or type(x) is not torch.Tensor or out is not None:
-            return None
-        if x.requires_grad or x.dtype is torch.bfloat16 or has_tangent(x):
-            return None
-        try:
-            values = x.numpy()
-        except (RuntimeError, TypeError):  # of another device or layout, a negative view, in vmap
+        values = memory_of_plain(x) if out is None else None
+        if values is None:
             return None
         if name == "logsumexp":
             result = fast_logsumexp(values, axis, False, None, None)
         else:
             result = FAST[name](values, axis, temperature, None, None, None)
-        return None if result is None else torch.from_numpy(np.asarray(result))
+        return None if result is None else sys.modules["torch"].from_numpy(np.asarray(result))
+
+    def short_cross_entropy(
+        self,
+        logits: Any,
+        target: Any,
+        axis: Any,
+        ignore_index: Any,
+        label_smoothing: Any,
+        reduction: str,
+        with_grad: bool,
+        grad_out: Any,
+    ) -> tuple[Any, Any] | None:
+        """As `short_way`."""
+        values = memory_of_plain(logits) if grad_out is None else None
+        truth = None if values is None else memory_of_plain(target)
+        if truth is None:
+            return None
+        options = axis, None, ignore_index, label_smoothing, reduction, 1.0, with_grad, None
+        result = fast_cross_entropy(values, truth, *options)
+        if result is None:
+            return None
+        from_numpy = sys.modules["torch"].from_numpy
+        loss, grad = result
+        return from_numpy(np.asarray(loss)), from_numpy(grad) if with_grad else None
 
     def call(self, function: str, arguments: dict[str, Any]) -> Any:
         """The public `function`, recorded if autograd is to follow it."""
@@ -88,6 +111,19 @@ class Torch(Memory):
         """The public `function`, not recorded."""
         with in_stream_of(self.like(arguments)):
             return super().call(function, arguments)
+
+
+def memory_of_plain(tensor: Any) -> Array | None:
+    """The memory of a tensor on a CPU that nothing follows, for NumPy; or None."""
+    torch = sys.modules["torch"]
+    if torch.compiler.is_compiling() or type(tensor) is not torch.Tensor:
+        return None
+    if tensor.requires_grad or tensor.dtype is torch.bfloat16 or has_tangent(tensor):
+        return None
+    try:
+        return tensor.numpy()
+    except (RuntimeError, TypeError):  # of another device or layout, a negative view, in vmap
+        return None
 
 
 def has_tangent(tensor: Any) -> bool:

@@ -12,7 +12,7 @@ import os
 import sys
 import types
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -459,52 +459,111 @@ def _map(
     output.finish()
 
 
-_X, _OUT, _ROW_OUT = map(cuda.POINTERS.index, ("x", "out", "row_out"))
-_PLAIN = {"softmax": SOFTMAX, "log_softmax": LOG_SOFTMAX, "logsumexp": LOGSUMEXP}
+class _Kernels:
+    """Kernels that follow each other on one task: all of their launches but the addresses."""
 
+    def __init__(
+        self,
+        starters: tuple[Callable[[np.ndarray[Any, Any]], None], ...],
+        template: np.ndarray[Any, Any],
+    ) -> None:
+        self._starters, self._template = starters, template
+        self._words = {name: i for i, name in enumerate(template.dtype.fields or ())}
+        # Tasks that no call has at present, each as `_raw` and as words of 64 bits.
+        self._free: list[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]] = []
 
-@dataclass(frozen=True)
-class _Ready:
-    """A call on contiguous arrays of one shape, dtype and device: all of it but the addresses."""
-
-    starters: tuple[Callable[[np.ndarray[Any, Any]], None], ...]
-    template: np.ndarray[Any, Any]
-    shape: tuple[int, ...]  # of the result
-    written: int  # which pointer of a task says where that goes
-    # Tasks that no call has at present, each as `_raw` and as words: a launch copies its argument.
-    free: list[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]] = field(default_factory=list)
-
-    def task(self) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    def launch(self, **addresses: int) -> None:
+        """Start them on a task that has these addresses."""
         try:
-            return self.free.pop()
+            task = self._free.pop()
         except IndexError:
-            raw = _raw(self.template).copy()
-            return raw, raw.reshape(1).view(np.uint64)
+            copy = _raw(self._template).copy()
+            task = copy, copy.reshape(1).view(np.uint64)
+        raw, words = task
+        for name, address in addresses.items():
+            words[self._words[name]] = address
+        for start in self._starters:
+            start(raw)
+        self._free.append(task)  # a launch copies its argument
+
+
+def _of_rows(
+    operation: int, rows: _Rows, dtype: np.dtype[Any], dense: bool, fast: bool, **constants: Any
+) -> tuple[_Kernels, int]:
+    """The kernels of contiguous arrays on the current device, and their bytes of workspace."""
+    layout = rows.outer, rows.n, rows.inner
+    defines, plan, template = _plan(operation, dtype, layout, False, dense, fast, gpu.device())
+    task = _copy(template)
+    for operand in ("x", "y", "out"):
+        task[f"{operand}_outer"] = rows.n * rows.inner
+        task[f"{operand}_n"] = rows.inner
+    for name, value in constants.items():
+        task[name] = value
+    starts = (s for s in plan.starts if operation in _WRITES or not s.writes)
+    starters = tuple(gpu.starter(defines, start) for start in starts)
+    return _Kernels(starters, task), plan.partials * cuda.PARTIAL_BYTES
+
+
+def _of_struct(
+    struct: np.dtype[Any], defines: dict[str, int], start: cuda.Start, **constants: int
+) -> _Kernels:
+    """A kernel on the current device whose argument is this struct."""
+    task = np.zeros((), struct)
+    for name, value in constants.items():
+        task[name] = value
+    return _Kernels((gpu.starter(tuple(defines.items()), start),), task)
+
+
+_PLAIN = {"softmax": SOFTMAX, "log_softmax": LOG_SOFTMAX, "logsumexp": LOGSUMEXP}
+_WRITES = {SOFTMAX, LOG_SOFTMAX, CROSS_ENTROPY_WITH_GRAD}
+_FLOATS = ("float32", "float64", "float16", "bfloat16")
+
+
+def _plain_rows(shape: tuple[int, ...], axis: int, dtype: np.dtype[Any]) -> _Rows | None:
+    """How contiguous arrays of one shape are seen, where kernels take them as they lie."""
+    if 0 in shape or not -len(shape) <= axis < len(shape) or dtype.name not in _FLOATS:
+        return None
+    rows = _rows(shape, (axis % len(shape),), dtype.itemsize)
+    return None if rows.moved else rows
+
+
+def _without(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
+    axis %= len(shape)
+    return shape[:axis] + shape[axis + 1 :]
 
 
 @functools.lru_cache(4096)
 def _ready(
     name: str, shape: tuple[int, ...], dtype: np.dtype[Any], axis: int, fast: bool, device: int
-) -> _Ready | None:
+) -> tuple[_Kernels, tuple[int, ...], str] | None:
+    """Of a call: its kernels, the shape of its result, and what a task calls that."""
+    rows = _plain_rows(shape, axis, dtype)
     reduces = name == "logsumexp"
     # Of half precisions a reduction is rounded from float32 afterwards.
-    known = ("float32", "float64") if reduces else ("float32", "float64", "float16", "bfloat16")
-    if 0 in shape or not -len(shape) <= axis < len(shape) or dtype.name not in known:
+    if rows is None or (reduces and dtype.itemsize == 2):
         return None
-    axis %= len(shape)
-    rows = _rows(shape, (axis,), dtype.itemsize)
-    layout = rows.outer, rows.n, rows.inner
-    here = gpu.device()
-    defines, plan, template = _plan(_PLAIN[name], dtype, layout, False, False, fast, here)
-    if rows.moved or plan.partials:
+    kernels, workspace = _of_rows(_PLAIN[name], rows, dtype, False, fast)
+    if workspace:
         return None
-    task = _copy(template)
-    for operand in ("x", "out"):
-        task[f"{operand}_outer"] = rows.n * rows.inner
-        task[f"{operand}_n"] = rows.inner
-    result = shape[:axis] + shape[axis + 1 :] if reduces else shape
-    starters = tuple(gpu.starter(defines, start) for start in plan.starts)
-    return _Ready(starters, task, result, _ROW_OUT if reduces else _OUT)
+    return (kernels, _without(shape, axis), "row_out") if reduces else (kernels, shape, "out")
+
+
+def _fits(out: Any, x: Array, shape: tuple[int, ...], device: int) -> bool:
+    """Whether `out` is contiguous, of the dtype of x, and x itself or apart from it."""
+    return out is x or (
+        type(out) is type(x)
+        and out.dtype == x.dtype
+        and out.shape == shape
+        and out.flags.c_contiguous
+        and gpu.number(out) == device
+        and (gpu.pointer(out) == gpu.pointer(x) or _disjoint(out, x))
+    )
+
+
+def _disjoint(a: Array, b: Array) -> bool:
+    """Whether two contiguous arrays share no memory."""
+    first, second = gpu.pointer(a), gpu.pointer(b)
+    return bool(first + a.nbytes <= second or second + b.nbytes <= first)
 
 
 def short_way(name: str, x: Array, axis: Any, temperature: float, out: Any) -> Any:
@@ -515,29 +574,150 @@ def short_way(name: str, x: Array, axis: Any, temperature: float, out: Any) -> A
     ready = _ready(name, x.shape, x.dtype, axis, _fast.get(), device)
     if ready is None or gpu.number(x) != device:
         return None
-    begin = end = gpu.pointer(x)
+    kernels, shape, place = ready
     if out is None:
-        out = gpu.namespace.empty(ready.shape, x.dtype)
-        end = gpu.pointer(out)
-    elif out is not x:
-        if (
-            type(out) is not type(x)
-            or out.dtype != x.dtype
-            or out.shape != ready.shape
-            or not out.flags.c_contiguous
-            or gpu.number(out) != device
-        ):
-            return None
-        end = gpu.pointer(out)
-        if begin != end and abs(begin - end) < x.nbytes:
-            return None
-    task = ready.task()
-    raw, words = task
-    words[_X], words[ready.written] = begin, end
-    for start in ready.starters:
-        start(raw)
-    ready.free.append(task)
+        out = gpu.namespace.empty(shape, x.dtype)
+    elif not _fits(out, x, shape, device):
+        return None
+    kernels.launch(x=gpu.pointer(x), **{place: gpu.pointer(out)})
     return out
+
+
+@dataclass(frozen=True)
+class _ReadyLoss:
+    """A loss of contiguous logits and labels of one shape, dtype and device."""
+
+    shape: tuple[int, ...]  # of the labels
+    count: _Kernels
+    losses: _Kernels
+    total: _Kernels
+    quotient: _Kernels
+    # Where in the workspace they lie, in bytes.
+    places: dict[str, int]
+    workspace: int
+
+
+@functools.lru_cache(4096)
+def _ready_loss(
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    axis: int,
+    ignore_index: int,
+    label_smoothing: float,
+    with_grad: bool,
+    fast: bool,
+    device: int,
+) -> _ReadyLoss | None:
+    rows = _plain_rows(shape, axis, dtype)
+    if rows is None or not 0 <= label_smoothing <= 1 or not -(2**63) <= ignore_index < 2**63:
+        return None
+    real, labels = _real(dtype), rows.outer * rows.inner
+    losses, partials = _of_rows(
+        CROSS_ENTROPY_WITH_GRAD if with_grad else CROSS_ENTROPY,
+        rows,
+        dtype,
+        label_smoothing != 0,
+        fast,
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+    )
+    all_of_them = _rows((labels,), (0,), real.itemsize)
+    total, partials_of_total = _of_rows(SUM, all_of_them, real, False, False)
+    count = _of_struct(
+        cuda.LABELS,
+        cuda.means_defines("float64"),
+        cuda.plan_labels("count_labels", labels),
+        n=labels,
+        classes=rows.n,
+        ignore_index=ignore_index,
+    )
+    quotient = _of_struct(
+        cuda.QUOTIENT,
+        cuda.means_defines("float64" if dtype.itemsize == 2 else dtype.name),
+        cuda.Start("quotient", 1, 32),
+    )
+    places, end = {}, 0
+    for name, size in (
+        ("total", 8),
+        ("partials", partials),
+        ("partials_of_total", partials_of_total),
+        ("losses", labels * real.itemsize),
+    ):
+        places[name] = end
+        end += cuda.divided(size, 256) * 256
+    return _ReadyLoss(_without(shape, axis), count, losses, total, quotient, places, end)
+
+
+def short_cross_entropy(
+    logits: Array,
+    target: Any,
+    axis: Any,
+    ignore_index: Any,
+    label_smoothing: Any,
+    reduction: str,
+    with_grad: bool,
+    grad_out: Any,
+) -> tuple[Any, Any] | None:
+    """What contiguous arrays on the current device give, with labels of 64 bits; or None."""
+    device = gpu.current()
+    if (
+        type(axis) is not int
+        or type(ignore_index) is not int
+        or type(label_smoothing) is not float
+        or type(target) is not type(logits)
+        or target.dtype != np.int64
+        or not (target.flags.c_contiguous and logits.flags.c_contiguous)
+        or gpu.number(logits) != device
+        or gpu.number(target) != device
+    ):
+        return None
+    shape, dtype = logits.shape, logits.dtype
+    ready = _ready_loss(
+        shape, dtype, axis, ignore_index, label_smoothing, with_grad, _fast.get(), device
+    )
+    if ready is None or target.shape != ready.shape:
+        return None
+    if grad_out is not None and not (
+        _fits(grad_out, logits, shape, device) and _disjoint(grad_out, target)
+    ):
+        return None
+    xp, labels, checked = gpu.namespace, gpu.pointer(target), not _unchecked.get()
+    divisor = 0
+    if checked or reduction == "mean":
+        counts = xp.zeros(2, np.float64)
+        divisor = gpu.pointer(counts)
+        ready.count.launch(target=labels, used=divisor, wrong=divisor + 8)
+        if checked and int(counts.view(np.int64)[1]):
+            return None
+    if reduction != "mean":
+        divisor = gpu.pointer(gpu.constant(1.0))
+    workspace = xp.empty(ready.workspace, np.uint8)
+    begin = gpu.pointer(workspace)
+    at = {name: begin + place for name, place in ready.places.items()}
+    value = grad = None
+    if reduction == "none":
+        value = xp.empty(ready.shape, _real(dtype))
+        at["losses"] = gpu.pointer(value)
+    if with_grad:
+        grad = xp.empty(shape, dtype) if grad_out is None else grad_out
+    ready.losses.launch(
+        x=gpu.pointer(logits),
+        target=labels,
+        divisor=divisor,
+        row_out=at["losses"],
+        partials=at["partials"],
+        out=0 if grad is None else gpu.pointer(grad),
+    )
+    if value is None:
+        ready.total.launch(
+            x=at["losses"],
+            y=at["losses"],
+            row_out=at["total"],
+            partials=at["partials_of_total"],
+        )
+        value = xp.empty((), np.float64 if dtype.itemsize == 2 else dtype)
+        ready.quotient.launch(total=at["total"], divisor=divisor, out=gpu.pointer(value))
+    return value.astype(dtype, copy=False), grad
 
 
 @_on_its_device
