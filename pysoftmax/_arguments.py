@@ -45,7 +45,7 @@ def choose_dtype(array: Array, dtype: Any) -> np.dtype[Any]:
 
 def summing_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
     """What results of `dtype` are added in before they are rounded: no half precision."""
-    return np.dtype(np.float32) if dtype.name in HALVES else dtype
+    return np.dtype(np.float32) if dtype.itemsize == 2 else dtype
 
 
 def normalize_axes(axis: Any, ndim: int) -> tuple[int, ...]:

@@ -354,9 +354,17 @@ def _cross_entropy(
         with_grad,
         grad_out,
     )
-    if result is None and weight is None and type(temperature) is float and temperature == 1.0:
+    if result is None and weight is None and type(temperature) is float:
         result = loss_by_short_way(
-            logits, target, axis, ignore_index, label_smoothing, reduction, with_grad, grad_out
+            logits,
+            target,
+            axis,
+            ignore_index,
+            label_smoothing,
+            reduction,
+            temperature,
+            with_grad,
+            grad_out,
         )
     if result is not None:
         return result

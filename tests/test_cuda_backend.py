@@ -293,6 +293,9 @@ def test_plain_calls_go_a_short_way(function, axis, monkeypatch):
     monkeypatch.setattr(backend, "_run", lambda *a, **o: pytest.fail("the long way"))
     assert_same_numbers(function(there(x), axis), function(x, axis))
     if function is not ps.logsumexp:
+        for degrees in (0.7, np.inf, 1e-40):
+            expected = function(x, axis, temperature=degrees)
+            assert_same_numbers(function(there(x), axis, temperature=degrees), expected)
         array = there(x)
         assert function(array, axis, out=array) is array
         assert_same_numbers(array, function(x, axis))
@@ -337,6 +340,7 @@ def test_losses_of_labels_go_a_short_way(one_way, dtype, reduction, smoothing):
     x[1:4] = 0
     labels[3] = -1
     options = {"reduction": reduction, "label_smoothing": smoothing, "ignore_index": -1}
+    options["temperature"] = 1 + smoothing
     expected = ps.cross_entropy_with_grad(x, labels, **options)
     logits = there(x)
     for grad_out in (None, there(np.empty_like(x)), logits):
@@ -377,7 +381,7 @@ def test_other_losses_go_the_long_way():
         (np.repeat(x, 2, axis=0)[::2], np.repeat(labels, 2)[::2], {}),
         (x.astype(np.int8), labels, {}),
         (x, labels, {"weight": np.arange(8.0)}),
-        (x, labels, {"temperature": 2.0}),
+        (x, labels, {"temperature": 2}),
         (x, labels, {"ignore_index": np.int64(1)}),
         (x, labels, {"label_smoothing": 1}),
         (x[:0], labels[:0], {"reduction": "sum"}),
@@ -400,6 +404,7 @@ def test_losses_refused_write_nothing():
         (ValueError, labels[:8], {}),
         (ValueError, labels % 8, {"label_smoothing": 1.5}),
         (ValueError, labels % 8, {"ignore_index": 2**63}),
+        (ValueError, labels % 8, {"temperature": 0.0}),
         (np.exceptions.AxisError, labels % 8, {"axis": 2}),
     ):
         with pytest.raises(error):

@@ -69,7 +69,7 @@ def test_plain_tensors_go_a_short_way(monkeypatch, name, axis):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
 def test_losses_of_plain_tensors_go_a_short_way(monkeypatch, reduction, dtype):
     x, labels = tensor((3, 5), dtype), torch.tensor([4, -100, 0])
-    options = {"reduction": reduction, "label_smoothing": 0.1}
+    options = {"reduction": reduction, "label_smoothing": 0.1, "temperature": 0.5}
     with without_short_ways():
         expected = ps.cross_entropy_with_grad(x, labels, **options)
     monkeypatch.setattr(adapter, "call", lambda *_: pytest.fail("the long way"))
@@ -92,7 +92,7 @@ def test_losses_of_plain_tensors_go_a_short_way(monkeypatch, reduction, dtype):
     ids=["recorded", "bfloat16", "grad_out", "list"],
 )
 def test_other_losses_go_the_long_way(logits, target, grad_out):
-    options = -1, -100, 0.0, "mean", grad_out is not None, grad_out
+    options = -1, -100, 0.0, "mean", 1.0, grad_out is not None, grad_out
     assert adapter.short_cross_entropy(logits, target, *options) is None
     given = torch.as_tensor(target)
     expected = torch.nn.functional.cross_entropy(logits.double(), given)

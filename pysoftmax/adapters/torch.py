@@ -50,7 +50,7 @@ class Torch(Memory):
     def wrap(self, result: Array, like: Any) -> Any:
         """A tensor of the memory of `result`."""
         torch = sys.modules["torch"]
-        half = result.dtype.name == "bfloat16"
+        half = result.dtype.kind == "V"  # a dtype's name takes microseconds
         if half:
             result = result.view(np.int16)
         if isinstance(result, np.ndarray):
@@ -85,6 +85,7 @@ class Torch(Memory):
         ignore_index: Any,
         label_smoothing: Any,
         reduction: str,
+        temperature: float,
         with_grad: bool,
         grad_out: Any,
     ) -> tuple[Any, Any] | None:
@@ -93,8 +94,8 @@ class Torch(Memory):
         truth = None if values is None else memory_of_plain(target)
         if truth is None:
             return None
-        options = axis, None, ignore_index, label_smoothing, reduction, 1.0, with_grad, None
-        result = fast_cross_entropy(values, truth, *options)
+        options = ignore_index, label_smoothing, reduction, temperature, with_grad, None
+        result = fast_cross_entropy(values, truth, axis, None, *options)
         if result is None:
             return None
         from_numpy = sys.modules["torch"].from_numpy

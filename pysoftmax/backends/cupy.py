@@ -488,11 +488,17 @@ class _Kernels:
 
 
 def _of_rows(
-    operation: int, rows: _Rows, dtype: np.dtype[Any], dense: bool, fast: bool, **constants: Any
+    operation: int,
+    rows: _Rows,
+    dtype: np.dtype[Any],
+    general: bool = False,
+    dense: bool = False,
+    fast: bool = False,
+    **constants: Any,
 ) -> tuple[_Kernels, int]:
     """The kernels of contiguous arrays on the current device, and their bytes of workspace."""
     layout = rows.outer, rows.n, rows.inner
-    defines, plan, template = _plan(operation, dtype, layout, False, dense, fast, gpu.device())
+    defines, plan, template = _plan(operation, dtype, layout, general, dense, fast, gpu.device())
     task = _copy(template)
     for operand in ("x", "y", "out"):
         task[f"{operand}_outer"] = rows.n * rows.inner
@@ -534,7 +540,13 @@ def _without(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
 
 @functools.lru_cache(4096)
 def _ready(
-    name: str, shape: tuple[int, ...], dtype: np.dtype[Any], axis: int, fast: bool, device: int
+    name: str,
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    axis: int,
+    general: bool,
+    fast: bool,
+    device: int,
 ) -> tuple[_Kernels, tuple[int, ...], str] | None:
     """Of a call: its kernels, the shape of its result, and what a task calls that."""
     rows = _plain_rows(shape, axis, dtype)
@@ -542,7 +554,7 @@ def _ready(
     # Of half precisions a reduction is rounded from float32 afterwards.
     if rows is None or (reduces and dtype.itemsize == 2):
         return None
-    kernels, workspace = _of_rows(_PLAIN[name], rows, dtype, False, fast)
+    kernels, workspace = _of_rows(_PLAIN[name], rows, dtype, general, fast=fast)
     if workspace:
         return None
     return (kernels, _without(shape, axis), "row_out") if reduces else (kernels, shape, "out")
@@ -568,10 +580,10 @@ def _disjoint(a: Array, b: Array) -> bool:
 
 def short_way(name: str, x: Array, axis: Any, temperature: float, out: Any) -> Any:
     """What one kernel makes of contiguous arrays on the current device, or None."""
-    device = gpu.current()
-    if type(axis) is not int or temperature != 1.0 or not x.flags.c_contiguous:
+    device, general = gpu.current(), temperature != 1.0
+    if type(axis) is not int or not temperature > 0 or not x.flags.c_contiguous:
         return None
-    ready = _ready(name, x.shape, x.dtype, axis, _fast.get(), device)
+    ready = _ready(name, x.shape, x.dtype, axis, general, _fast.get(), device)
     if ready is None or gpu.number(x) != device:
         return None
     kernels, shape, place = ready
@@ -579,7 +591,10 @@ def short_way(name: str, x: Array, axis: Any, temperature: float, out: Any) -> A
         out = gpu.namespace.empty(shape, x.dtype)
     elif not _fits(out, x, shape, device):
         return None
-    kernels.launch(x=gpu.pointer(x), **{place: gpu.pointer(out)})
+    addresses = {"x": gpu.pointer(x), place: gpu.pointer(out)}
+    if general:
+        addresses["temperature"] = gpu.pointer(gpu.constant(temperature))
+    kernels.launch(**addresses)
     return out
 
 
@@ -604,6 +619,7 @@ def _ready_loss(
     axis: int,
     ignore_index: int,
     label_smoothing: float,
+    general: bool,
     with_grad: bool,
     fast: bool,
     device: int,
@@ -616,13 +632,14 @@ def _ready_loss(
         CROSS_ENTROPY_WITH_GRAD if with_grad else CROSS_ENTROPY,
         rows,
         dtype,
+        general,
         label_smoothing != 0,
         fast,
         ignore_index=ignore_index,
         label_smoothing=label_smoothing,
     )
     all_of_them = _rows((labels,), (0,), real.itemsize)
-    total, partials_of_total = _of_rows(SUM, all_of_them, real, False, False)
+    total, partials_of_total = _of_rows(SUM, all_of_them, real)
     count = _of_struct(
         cuda.LABELS,
         cuda.means_defines("float64"),
@@ -655,6 +672,7 @@ def short_cross_entropy(
     ignore_index: Any,
     label_smoothing: Any,
     reduction: str,
+    temperature: float,
     with_grad: bool,
     grad_out: Any,
 ) -> tuple[Any, Any] | None:
@@ -664,6 +682,7 @@ def short_cross_entropy(
         type(axis) is not int
         or type(ignore_index) is not int
         or type(label_smoothing) is not float
+        or not temperature > 0
         or type(target) is not type(logits)
         or target.dtype != np.int64
         or not (target.flags.c_contiguous and logits.flags.c_contiguous)
@@ -671,10 +690,9 @@ def short_cross_entropy(
         or gpu.number(target) != device
     ):
         return None
-    shape, dtype = logits.shape, logits.dtype
-    ready = _ready_loss(
-        shape, dtype, axis, ignore_index, label_smoothing, with_grad, _fast.get(), device
-    )
+    shape, dtype, general = logits.shape, logits.dtype, temperature != 1.0
+    constants = ignore_index, label_smoothing, general, with_grad, _fast.get()
+    ready = _ready_loss(shape, dtype, axis, *constants, device)
     if ready is None or target.shape != ready.shape:
         return None
     if grad_out is not None and not (
@@ -707,6 +725,7 @@ def short_cross_entropy(
         row_out=at["losses"],
         partials=at["partials"],
         out=0 if grad is None else gpu.pointer(grad),
+        temperature=gpu.pointer(gpu.constant(temperature)) if general else 0,
     )
     if value is None:
         ready.total.launch(
