@@ -35,7 +35,7 @@ FLAGS = ["-std=c++17", "-ffp-contract=off", "-fno-strict-aliasing"]
 FLAGS += ["-fPIC", "-fvisibility=hidden"]  # hidden: each library has its own state and kernels
 if platform.machine() in ("x86_64", "AMD64"):
     FLAGS += ["-mfma", "-mf16c"]
-OPTIMISED = ["-O1"]
+OPTIMISED = ["-O0"]  # a module is compiled for longer than it runs
 SANITIZED = ["-O1", "-g1", "-fsanitize=address,alignment", "-fno-sanitize-recover=all"]
 
 KERNEL = re.compile(r'extern\s+"C"\s+__global__\s+void\s+(\w+)\s*\(')
@@ -113,18 +113,22 @@ class Module:
         if sanitize and "libasan" not in os.environ.get("LD_PRELOAD", ""):
             raise RuntimeError("a sanitized module needs a process of python_sanitized")
         flags = FLAGS + (SANITIZED if sanitize else OPTIMISED)
-        header = _precompiled(tuple(flags))
+        header, runtime = _prepared(tuple(flags))
         flags += ["-x", "c++", f"-I{SAMPLES}", *INCLUDES]
-        flags += [f"-D{k}={v}" for k, v in (defines or {}).items()]
-        include = ["-include", str(HEADER)]
+        macros = (defines or {}).items()
+        include = [*(f"-D{k}={v}" for k, v in macros), "-include", str(HEADER)]
         listing = _compiler(*flags, "-DCUDA_ON_CPU_LIST", *include, "-E", "-P", str(source))
         self.names = KERNEL.findall(listing)
         assert self.names, f'no kernel in {source}: extern "C" __global__ void name(...)'
         key = "\0".join([_version(), *flags, listing])
         built = CACHE / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.so"
         if not built.exists():
-            include = ["-include", str(header)]
-            _build(Path(source).resolve(), self.names, [*flags, *include], built)
+            # With a macro defined before that might be in it, it would be read anew.
+            lines = [f"#define {k} {v}" for k, v in macros]
+            lines += [f'#include "{Path(source).resolve()}"']
+            lines += [f"KERNEL_ENTRY({name})" for name in self.names]
+            flags += ["-Werror=invalid-pch", "-include", str(header)]
+            _build(lines, flags, runtime, built)
         self._library = ctypes.CDLL(str(built))
         self._launch = self._library.cuda_launch
         self._launch.restype = ctypes.c_char_p
@@ -203,30 +207,31 @@ def _version():
 
 
 @functools.cache
-def _precompiled(flags):
-    """The header where the compiler finds it read already: half of a module's time."""
+def _prepared(flags):
+    """The header where the compiler finds it read already, and what of it is the same for all."""
     content = "\0".join([_version(), *flags, *(p.read_text() for p in HEADER.parent.glob("*.h"))])
     folder = CACHE / f"header-{hashlib.sha256(content.encode()).hexdigest()[:32]}"
-    header = folder / HEADER.name
+    header, runtime = folder / HEADER.name, folder / "runtime.o"
     if not folder.exists():
         CACHE.mkdir(parents=True, exist_ok=True)
         part = Path(tempfile.mkdtemp(dir=CACHE))
         (part / HEADER.name).write_text(f'#include "{HEADER}"\n')
         kind = ["-x", "c++-header", "-o", str(part / f"{HEADER.name}.gch")]
         _compiler(*flags, *kind, str(part / HEADER.name))
+        kind = ["-x", "c++", "-DCUDA_ON_CPU_RUNTIME", "-c", "-o", str(part / "runtime.o")]
+        _compiler(*flags, *kind, str(HEADER))
         with contextlib.suppress(OSError):  # another process was first
             part.rename(folder)
-    return header
+    return header, runtime
 
 
-def _build(source, names, flags, built):
+def _build(lines, flags, runtime, built):
     built.parent.mkdir(parents=True, exist_ok=True)
     part = built.with_suffix(f".{os.getpid()}")
     main = part.with_suffix(part.suffix + ".cpp")
-    entries = "".join(f"KERNEL_ENTRY({name})\n" for name in names)
-    main.write_text(f'#include "{source}"\n{entries}')
+    main.write_text("\n".join([*lines, ""]))
     try:
-        _compiler(*flags, "-shared", "-o", str(part), str(main))
+        _compiler(*flags, "-shared", "-o", str(part), str(main), "-x", "none", str(runtime))
         os.replace(part, built)  # whole or not at all, for processes that run at the same time
     finally:
         main.unlink()

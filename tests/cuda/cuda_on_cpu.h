@@ -43,6 +43,12 @@
 #define __cluster_dims__(...)
 #define __shared__ static thread_local // the library's thread-local segment: see find_statics
 #define DYNAMIC_SHARED(T, name) T *const name = reinterpret_cast<T *>(emu::now->block->arena)
+// Of this library, but compiled once for all libraries.
+#ifdef CUDA_ON_CPU_RUNTIME
+#define RUNTIME inline __attribute__((used))
+#else
+#define RUNTIME inline __attribute__((gnu_inline))
+#endif
 #define HERE const char *file = __builtin_FILE(), int line = __builtin_LINE() // of the caller
 
 struct uint3 { unsigned x, y, z; };
@@ -151,7 +157,7 @@ constexpr int FRAME = 20, RETURN = 11;
 #error "a switch of stacks is written for x86-64 and aarch64 only"
 #endif
 
-inline void to_scheduler() {
+RUNTIME void to_scheduler() {
     Fiber *me = now;
 #ifdef __SANITIZE_ADDRESS__
     __sanitizer_start_switch_fiber(&me->fake, scheduler_stack, scheduler_size);
@@ -162,7 +168,7 @@ inline void to_scheduler() {
 #endif
 }
 
-inline void to_fiber(Fiber *fiber) {
+RUNTIME void to_fiber(Fiber *fiber) {
     now = fiber;
     threadIdx = fiber->thread;
     blockIdx = fiber->block->index;
@@ -175,16 +181,16 @@ inline void to_fiber(Fiber *fiber) {
 #endif
 }
 
-inline void fail(const std::string &why) { // the first failure counts
+RUNTIME void fail(const std::string &why) { // the first failure counts
     if (failure.empty()) failure = why;
 }
 
-[[noreturn]] inline void die(const std::string &why) { // in a fiber, which never runs again
+[[noreturn]] RUNTIME void die(const std::string &why) { // in a fiber, which never runs again
     fail(why);
     for (;;) to_scheduler();
 }
 
-inline void begin() { // the first function of every fiber
+RUNTIME void begin() { // the first function of every fiber
 #ifdef __SANITIZE_ADDRESS__
     __sanitizer_finish_switch_fiber(nullptr, &scheduler_stack, &scheduler_size);
 #endif
@@ -193,7 +199,7 @@ inline void begin() { // the first function of every fiber
     for (;;) to_scheduler();
 }
 
-inline void prepare(Fiber &f) {
+RUNTIME void prepare(Fiber &f) {
     if (!f.stack) {
         void *p = mmap(nullptr, GUARD + STACK, PROT_READ | PROT_WRITE,
                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -211,13 +217,13 @@ inline void prepare(Fiber &f) {
 
 // --- the scheduler ----------------------------------------------------------------------------
 
-inline uint64_t draw() { // 32 random bits: xorshift64*
+RUNTIME uint64_t draw() { // 32 random bits: xorshift64*
     state ^= state >> 12, state ^= state << 25, state ^= state >> 27;
     return state * 0x2545F4914F6CDD1Dull >> 32;
 }
 
 // Where the linker put the `__shared__` variables: the thread-local segment of this library.
-inline void find_statics() {
+RUNTIME void find_statics() {
     static thread_local volatile char anchor;
     anchor = 0; // the segment is allocated at first use
     auto look = [](dl_phdr_info *info, size_t, void *at) {
@@ -232,20 +238,20 @@ inline void find_statics() {
     if (!dl_iterate_phdr(look, const_cast<char *>(&anchor))) abort();
 }
 
-inline void load_statics(Block *block) {
+RUNTIME void load_statics(Block *block) {
     if (block == loaded) return;
     if (loaded) loaded->statics.assign(statics, statics + statics_size);
     memcpy(statics, block->statics.data(), statics_size);
     loaded = block;
 }
 
-inline void release(Fiber *fiber) {
+RUNTIME void release(Fiber *fiber) {
     fiber->wait.scope = Wait::NONE;
     ready.emplace_back(fiber->priority << 32 | draw(), fiber);
     std::push_heap(ready.begin(), ready.end());
 }
 
-inline void exchange(Fiber *me) { // if all lanes of my mask are here: what each receives
+RUNTIME void exchange(Fiber *me) { // if all lanes of my mask are here: what each receives
     const unsigned before = me->warp - &fibers[me->block->rank * threads];
     const unsigned size = std::min(WARP, threads - before), mask = me->wait.mask;
     if (size < WARP && mask >> size) return; // names a lane that is not there: never complete
@@ -268,7 +274,7 @@ inline void exchange(Fiber *me) { // if all lanes of my mask are here: what each
         }
 }
 
-inline void arrive(Fiber *fiber) { // the fiber has come to a stop
+RUNTIME void arrive(Fiber *fiber) { // the fiber has come to a stop
     Block *block = fiber->block;
     const unsigned all = threads * blocks.size();
     Fiber *const first = &fibers[block->rank * threads];
@@ -293,7 +299,7 @@ inline void arrive(Fiber *fiber) { // the fiber has come to a stop
     }
 }
 
-inline std::string who_waits_where() {
+RUNTIME std::string who_waits_where() {
     std::map<std::string, unsigned> count;
     for (unsigned i = 0; i < threads * blocks.size(); i++) {
         const uint3 block = fibers[i].block->index;
@@ -305,7 +311,7 @@ inline std::string who_waits_where() {
     return lines;
 }
 
-inline void run_cluster() {
+RUNTIME void run_cluster() {
     ready.clear();
     at_cluster_barrier = 0;
     loaded = nullptr;
@@ -342,7 +348,7 @@ inline void run_cluster() {
         }
 }
 
-inline void wait(const Wait &wait) {
+RUNTIME void wait(const Wait &wait) {
     now->wait = wait;
     to_scheduler();
 }
@@ -392,7 +398,7 @@ template <class... A, void (*k)(A...)> struct Entry<k> {
 } // namespace emu
 
 // shape: grid, block, blocks in a cluster, bytes of dynamic shared memory. Null or what was wrong.
-EXPORT inline __attribute__((used)) const char *cuda_launch(
+EXPORT RUNTIME const char *cuda_launch(
     const emu::Kernel *kernel, const unsigned *shape, uint64_t seed, void **args) {
     using namespace emu;
     gridDim = {shape[0], shape[1], shape[2]};
