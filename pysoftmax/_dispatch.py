@@ -61,7 +61,7 @@ def by_short_way(name: str, x: Any, axis: Any, temperature: float, out: Any) -> 
 def loss_by_short_way(logits: Any, *arguments: Any) -> tuple[Any, Any] | None:
     """The loss, and if asked for its gradient, by the `short_cross_entropy` of a library, or None.
 
-    As `by_short_way`; for losses without weights and with one temperature, a float.
+    As `by_short_way`; for losses with one temperature, a float.
     """
     short_way = getattr(FOUND.get(type(logits)), "short_cross_entropy", None)
     return short_way(logits, *arguments) if short_way else None

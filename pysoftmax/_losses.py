@@ -354,11 +354,12 @@ def _cross_entropy(
         with_grad,
         grad_out,
     )
-    if result is None and weight is None and type(temperature) is float:
+    if result is None and type(temperature) is float:
         result = loss_by_short_way(
             logits,
             target,
             axis,
+            weight,
             ignore_index,
             label_smoothing,
             reduction,

@@ -3,6 +3,8 @@
 Bytes are those of the NumPy backend.
 """
 
+import contextlib
+
 import cuda_on_cpu
 import every_kernel
 import numpy as np
@@ -367,6 +369,23 @@ def test_losses_of_any_number_of_rows_go_a_short_way(one_way, gpu, shape, axis):
             assert_same_numbers(a, b)
 
 
+@pytest.mark.parametrize("weight", [np.linspace(0, 2, 66)[::2], np.arange(33, dtype=np.float32)])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("checked", [True, False])
+def test_weighted_losses_go_a_short_way(monkeypatch, weight, reduction, checked):
+    x, labels = np.where(np.isfinite(rows_of(33)), rows_of(33), 0), np.arange(9)
+    labels[3] = -100
+    options = {"reduction": reduction, "label_smoothing": 0.1}
+    expected = ps.cross_entropy_with_grad(x, labels, weight=weight, **options)
+    ps.softmax(there([1.0]))
+    monkeypatch.setattr(backend, "cross_entropy", lambda *a: pytest.fail("the long way"))
+    checks = contextlib.nullcontext() if checked else backend.deferred_checks()
+    with checks:
+        got = ps.cross_entropy_with_grad(there(x), there(labels), weight=there(weight), **options)
+    for a, b in zip(got, expected, strict=True):
+        assert_same_numbers(a, b)
+
+
 def test_a_mean_of_no_rows_by_the_short_way(one_way):
     loss, grad = ps.cross_entropy_with_grad(there(rows_of(33)), there(np.full(9, -100)))
     assert np.isnan(loss)
@@ -380,7 +399,7 @@ def test_other_losses_go_the_long_way():
         (x, labels.astype(np.int32), {}),
         (np.repeat(x, 2, axis=0)[::2], np.repeat(labels, 2)[::2], {}),
         (x.astype(np.int8), labels, {}),
-        (x, labels, {"weight": np.arange(8.0)}),
+        (x, labels, {"weight": list(range(8))}),
         (x, labels, {"temperature": 2}),
         (x, labels, {"ignore_index": np.int64(1)}),
         (x, labels, {"label_smoothing": 1}),
@@ -388,7 +407,6 @@ def test_other_losses_go_the_long_way():
         (x, np.full((6, 8), 0.125, np.float32), {}),
     ):
         expected = ps.cross_entropy_with_grad(given, target, **options)
-        options = {k: there(v) if k == "weight" else v for k, v in options.items()}
         got = ps.cross_entropy_with_grad(there(given), there(target), **options)
         for a, b in zip(got, expected, strict=True):
             assert_same_numbers(a, b)
@@ -405,6 +423,8 @@ def test_losses_refused_write_nothing():
         (ValueError, labels % 8, {"label_smoothing": 1.5}),
         (ValueError, labels % 8, {"ignore_index": 2**63}),
         (ValueError, labels % 8, {"temperature": 0.0}),
+        (ValueError, labels % 8, {"weight": there(np.ones(7))}),
+        (TypeError, labels % 8, {"weight": there(np.ones(8, complex))}),
         (np.exceptions.AxisError, labels % 8, {"axis": 2}),
     ):
         with pytest.raises(error):
@@ -412,7 +432,7 @@ def test_losses_refused_write_nothing():
         assert (grad == 7).all()
 
 
-def test_a_gradient_over_its_labels_or_beside_its_logits():
+def test_a_gradient_over_its_labels_or_weights_or_beside_its_logits():
     x, labels = rows_of(8)[6:], np.arange(3)
     expected = ps.cross_entropy_with_grad(x, labels)
     memory = there(np.zeros(64, np.float32))
@@ -421,6 +441,11 @@ def test_a_gradient_over_its_labels_or_beside_its_logits():
     target[...] = labels
     got = ps.cross_entropy_with_grad(there(x), target, grad_out=over_labels)
     assert_same_numbers(got[1], expected[1])
+    expected_of_weighted = ps.cross_entropy_with_grad(x, labels, weight=np.arange(8.0))[1]
+    memory.view(np.float64)[2:10] = np.arange(8.0)
+    weight = memory.view(np.float64)[2:10]
+    ps.cross_entropy_with_grad(there(x), there(labels), weight=weight, grad_out=over_labels)
+    assert_same_numbers(over_labels, expected_of_weighted)
     beside, logits = memory[:24].reshape(3, 8), memory[4:28].reshape(3, 8)
     logits[...] = x
     got = ps.cross_entropy_with_grad(logits, there(labels), grad_out=beside)

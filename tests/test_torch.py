@@ -70,6 +70,7 @@ def test_plain_tensors_go_a_short_way(monkeypatch, name, axis):
 def test_losses_of_plain_tensors_go_a_short_way(monkeypatch, reduction, dtype):
     x, labels = tensor((3, 5), dtype), torch.tensor([4, -100, 0])
     options = {"reduction": reduction, "label_smoothing": 0.1, "temperature": 0.5}
+    options["weight"] = torch.linspace(0, 1, 5)
     with without_short_ways():
         expected = ps.cross_entropy_with_grad(x, labels, **options)
     monkeypatch.setattr(adapter, "call", lambda *_: pytest.fail("the long way"))
@@ -82,22 +83,23 @@ def test_losses_of_plain_tensors_go_a_short_way(monkeypatch, reduction, dtype):
 
 
 @pytest.mark.parametrize(
-    ("logits", "target", "grad_out"),
+    ("logits", "target", "weight", "grad_out"),
     [
-        (tensor((2, 3), requires_grad=True), torch.tensor([0, 1]), None),
-        (tensor((2, 3), dtype=torch.bfloat16), torch.tensor([0, 1]), None),
-        (tensor((2, 3)), torch.tensor([0, 1]), torch.empty((2, 3)).double()),
-        (tensor((2, 3)), [0, 1], None),
+        (tensor((2, 3), requires_grad=True), torch.tensor([0, 1]), None, None),
+        (tensor((2, 3), dtype=torch.bfloat16), torch.tensor([0, 1]), None, None),
+        (tensor((2, 3)), torch.tensor([0, 1]), None, torch.empty((2, 3)).double()),
+        (tensor((2, 3)), [0, 1], None, None),
+        (tensor((2, 3)), torch.tensor([0, 1]), [1.0, 1.0, 1.0], None),
     ],
-    ids=["recorded", "bfloat16", "grad_out", "list"],
+    ids=["recorded", "bfloat16", "grad_out", "list", "list of weights"],
 )
-def test_other_losses_go_the_long_way(logits, target, grad_out):
-    options = -1, -100, 0.0, "mean", 1.0, grad_out is not None, grad_out
+def test_other_losses_go_the_long_way(logits, target, weight, grad_out):
+    options = -1, weight, -100, 0.0, "mean", 1.0, grad_out is not None, grad_out
     assert adapter.short_cross_entropy(logits, target, *options) is None
     given = torch.as_tensor(target)
     expected = torch.nn.functional.cross_entropy(logits.double(), given)
     if grad_out is None:
-        got = ps.cross_entropy(logits, target)
+        got = ps.cross_entropy(logits, target, weight=weight)
     else:
         got = ps.cross_entropy_with_grad(logits, target, grad_out=grad_out)[0]
     torch.testing.assert_close(got.double(), expected, rtol=0.01, atol=0)

@@ -82,6 +82,7 @@ class Torch(Memory):
         logits: Any,
         target: Any,
         axis: Any,
+        weight: Any,
         ignore_index: Any,
         label_smoothing: Any,
         reduction: str,
@@ -92,10 +93,11 @@ class Torch(Memory):
         """As `short_way`."""
         values = memory_of_plain(logits) if grad_out is None else None
         truth = None if values is None else memory_of_plain(target)
-        if truth is None:
+        factors = None if truth is None or weight is None else memory_of_plain(weight)
+        if truth is None or (weight is not None and factors is None):
             return None
         options = ignore_index, label_smoothing, reduction, temperature, with_grad, None
-        result = fast_cross_entropy(values, truth, axis, None, *options)
+        result = fast_cross_entropy(values, truth, axis, factors, *options)
         if result is None:
             return None
         from_numpy = sys.modules["torch"].from_numpy

@@ -34,7 +34,7 @@ class Backend(Protocol):
     A backend may also have ``distributions``, where more than one brings its library, and
     ``short_way(name, x, axis, temperature, out)``: softmax, log_softmax or logsumexp straight
     from the caller's arguments, and None instead of a result for all that it leaves to the checks;
-    ``short_cross_entropy(logits, target, axis, ignore_index, label_smoothing, reduction,
+    ``short_cross_entropy(logits, target, axis, weight, ignore_index, label_smoothing, reduction,
     temperature, with_grad, grad_out)``, which gives a loss, and its gradient or None, in the same
     manner; and ``top(rows)``: of each row of a contiguous matrix of float32 or float64 the largest
     entry, or NaN, and its first place, as NumPy arrays of float64 and int64.

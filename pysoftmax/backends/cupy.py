@@ -669,6 +669,7 @@ def short_cross_entropy(
     logits: Array,
     target: Any,
     axis: Any,
+    weight: Any,
     ignore_index: Any,
     label_smoothing: Any,
     reduction: str,
@@ -700,8 +701,19 @@ def short_cross_entropy(
     ):
         return None
     xp, labels, checked = gpu.namespace, gpu.pointer(target), not _unchecked.get()
-    divisor = 0
-    if checked or reduction == "mean":
+    factors, divisor = None, 0
+    if weight is not None:
+        if (
+            type(weight) is not type(logits)
+            or weight.shape != (shape[axis],)
+            or weight.dtype.kind not in "biuf"
+            or gpu.number(weight) != device
+        ):
+            return None
+        factors = xp.ascontiguousarray(weight, dtype=np.float64)
+        if grad_out is not None and not _disjoint(grad_out, factors):
+            return None
+    if checked or (reduction == "mean" and factors is None):
         counts = xp.zeros(2, np.float64)
         divisor = gpu.pointer(counts)
         ready.count.launch(target=labels, used=divisor, wrong=divisor + 8)
@@ -709,6 +721,9 @@ def short_cross_entropy(
             return None
     if reduction != "mean":
         divisor = gpu.pointer(gpu.constant(1.0))
+    elif factors is not None:
+        used = sum_of_weights(target, factors, ignore_index)
+        divisor = gpu.pointer(used)
     workspace = xp.empty(ready.workspace, np.uint8)
     begin = gpu.pointer(workspace)
     at = {name: begin + place for name, place in ready.places.items()}
@@ -721,6 +736,7 @@ def short_cross_entropy(
     ready.losses.launch(
         x=gpu.pointer(logits),
         target=labels,
+        class_weight=0 if factors is None else gpu.pointer(factors),
         divisor=divisor,
         row_out=at["losses"],
         partials=at["partials"],
