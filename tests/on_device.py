@@ -170,9 +170,9 @@ def harness():
     gpu = HarnessGpu()
 
     def forget():
-        backend._plan.cache_clear()
-        backend._ready.cache_clear()
-        backend._ready_loss.cache_clear()
+        for cached in vars(backend).values():
+            if isinstance(cached, type(_module)):  # a function with a cache
+                cached.cache_clear()
 
     forget()
     with (
