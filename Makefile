@@ -28,7 +28,7 @@ asv := $(abspath $(bin))/asv
 pip := $(bin)/python -m pip install --quiet --disable-pip-version-check
 # A virtual environment belongs to the interpreter it was made with.
 made := $(VENV)/.made-with-$(subst /,_,$(PYTHON))
-sources := pyproject.toml setup.py $(wildcard src/cpu/*)
+sources := pyproject.toml setup.py $(wildcard src/cpu/* src/cpu/door/*)
 
 .PHONY: run test test-gpu sanitize-gpu bench-gpu bench dashboard record results pictures
 .PHONY: wheel docs lint clean

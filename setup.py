@@ -15,6 +15,7 @@ from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
 try:
+    from Cython import Tempita
     from Cython.Build import cythonize
 except ImportError:  # pragma: no cover - pip installs the build requirements
     sys.exit("pysoftmax: building needs Cython >= 3.1: pip install 'Cython>=3.1' 'numpy>=2'")
@@ -47,8 +48,6 @@ FLAGS = [
     "-ffp-contract=off",
     "-std=gnu11",
     "-g0",
-    # A fifth of the compiler's time, for code as fast without.
-    "-fno-gcse-after-reload",
     # gcc cannot see that a sweep which returns True has filled in its result.
     "-Wno-maybe-uninitialized",
 ]
@@ -60,18 +59,27 @@ HINT = (
 )
 
 
+def written(name: str, text: str) -> str:
+    """The path of a generated source, which is as old as its text."""
+    path = STUBS / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists() or path.read_text() != text:
+        path.write_text(text)
+    return str(path)
+
+
 def kernel_extension(target: str, real: str) -> Extension:
     name = f"_kernels_{target}_{real}"
-    stub = STUBS / f"{name}.pyx"
-    stub.parent.mkdir(parents=True, exist_ok=True)
-    text = f'# The kernels for {target} and {real}.\ninclude "kernels.pxi"\n'
-    if not stub.exists() or stub.read_text() != text:
-        stub.write_text(text)
+    stub = f'# The kernels for {target} and {real}.\ninclude "kernels.pxi"\n'
+    instances = Tempita.sub((CPU / "instances.pxi.in").read_text())
     return Extension(
         f"pysoftmax.backends.{name}",
-        [str(stub)],
+        [written(f"{name}.pyx", stub)],
         include_dirs=["src/cpu"],
-        depends=[str(path) for end in ("h", "pxi") for path in sorted(CPU.glob(f"*.{end}"))],
+        depends=[
+            *(str(path) for end in ("h", "pxi") for path in sorted(CPU.glob(f"*.{end}"))),
+            written("instances.pxi", instances),
+        ],
         define_macros=[("PYSOFTMAX_DOUBLE", REALS[real])],
         extra_compile_args=FLAGS + TARGETS[target],
     )
@@ -96,7 +104,7 @@ def extensions() -> list[Extension]:
     )
     return cythonize(
         [*kernels, door],
-        include_path=["src/cpu"],
+        include_path=["src/cpu", str(STUBS)],
         build_dir="build/c",
         nthreads=os.cpu_count() or 1,
         compiler_directives={

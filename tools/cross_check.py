@@ -15,6 +15,8 @@ import sysconfig
 import tempfile
 from pathlib import Path
 
+from Cython import Tempita
+
 ROOT = Path(__file__).resolve().parent.parent
 SPECIALISE = "-DCYTHON_INLINE=inline __attribute__((always_inline))"
 FLAGS = [
@@ -38,6 +40,8 @@ def kernels_in_c(folder: Path) -> tuple[Path, str]:
     """The kernels as Cython translates them, and the prefix it gives their names."""
     stub, source = folder / "kernels.pyx", folder / "kernels.c"
     stub.write_text('include "kernels.pxi"\n')
+    instances = Tempita.sub((ROOT / "src/cpu/instances.pxi.in").read_text())
+    (folder / "instances.pxi").write_text(instances)
     options = [word for directive in DIRECTIVES for word in ("-X", directive)]
     command = [sys.executable, "-m", "cython", "-3", *options, "-I", str(ROOT / "src/cpu")]
     subprocess.run([*command, str(stub), "-o", str(source)], check=True)

@@ -32,6 +32,7 @@ cdef inline real *out_of(const Rows *rows, Py_ssize_t k) noexcept nogil:
 cdef enum:
     GATHERED = 1 << 18       # elements of rows gathered together: a second-level cache
     EXP_SCRATCH = 2 * BLOCK  # of rows that are in work: half a first-level cache at most
+    SCRATCH_VECTORS = 2 * BLOCK_VECTORS
     OUT_OF_CACHE = 4 << 20   # bytes of logits (measured: of less, in a cache, up to 0.9)
 
 cdef enum:
@@ -306,12 +307,20 @@ cdef inline void prefetch_short_rows(int op, const Rows *rows, Py_ssize_t bytes,
 
 
 cdef inline Py_ssize_t batched_rows(int op, bint general, bint dense, int vectors,
-                                    const Rows *rows, const Task *task, Py_ssize_t begin,
-                                    const View *view, real *block) noexcept nogil:
+                                    const Rows *all_rows, const Task *whole_task,
+                                    Py_ssize_t begin, const View *whole_view,
+                                    real *block) noexcept nogil:
     """Rows from `begin` on, up to the first out of reach, which it returns.
 
     vectors: how many a row takes; 0 for up to a chunk, or with a temperature; or FEW or LONGER.
     """
+    # Copies, of which the compiler knows that no store to memory changes them.
+    cdef Rows own_rows = all_rows[0]
+    cdef Task own_task = whole_task[0]
+    cdef View own_view = whole_view[0]
+    cdef const Rows *rows = &own_rows
+    cdef const Task *task = &own_task
+    cdef const View *view = &own_view
     cdef Batch batch
     cdef LaneSums sums
     cdef Partial whole
@@ -366,3 +375,21 @@ cdef inline Py_ssize_t batched_rows(int op, bint general, bint dense, int vector
         if usable < count:
             break
     return start
+
+
+ctypedef Py_ssize_t (*BatchFunction)(const Rows *, const Task *, Py_ssize_t, const View *,
+                                     real *) noexcept nogil
+# batched_rows by its first arguments, `vectors` from FEW on; filled in instances.pxi.in.
+cdef BatchFunction[8][2][2][7] batches
+
+
+cdef inline int vectors_of(int op, bint general, bint dense, Py_ssize_t n,
+                           Py_ssize_t count) noexcept nogil:
+    """How batched_rows is to go through `count` rows of n columns."""
+    if n > CHUNK:
+        return LONGER
+    if general or dense or n > LANES:
+        return 0
+    if n > min(VLEN, FEW_COLUMNS) or is_product(op) or count < FEW_ROWS:
+        return <int>((n + VLEN - 1) // VLEN)
+    return FEW

@@ -21,21 +21,8 @@ include "halves.pxi"
 
 cdef KernelTable table
 
-table.rows[<int>SOFTMAX] = softmax_rows
-table.rows[<int>LOG_SOFTMAX] = log_softmax_rows
-table.rows[<int>LOGSUMEXP] = logsumexp_rows
-table.rows[<int>CROSS_ENTROPY] = cross_entropy_rows
-table.rows[<int>CROSS_ENTROPY_WITH_GRAD] = cross_entropy_with_grad_rows
-table.rows[<int>SOFTMAX_VJP] = softmax_vjp_rows
-table.rows[<int>LOG_SOFTMAX_VJP] = log_softmax_vjp_rows
-table.rows[<int>DOT] = dot_rows
-table.panels[<int>SOFTMAX] = softmax_panels
-table.panels[<int>LOG_SOFTMAX] = log_softmax_panels
-table.panels[<int>LOGSUMEXP] = logsumexp_panels
-table.panels[<int>CROSS_ENTROPY] = cross_entropy_panels
-table.panels[<int>CROSS_ENTROPY_WITH_GRAD] = cross_entropy_with_grad_panels
-table.panels[<int>SOFTMAX_VJP] = softmax_vjp_panels
-table.panels[<int>LOG_SOFTMAX_VJP] = log_softmax_vjp_panels
+include "instances.pxi"
+
 table.panel_columns = UNIT * VLEN
 table.anchor = ANCHOR
 table.piece_max = piece_max

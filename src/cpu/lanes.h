@@ -36,6 +36,8 @@ typedef int32_t bits;
 
 #include "constants.h"
 
+enum { BLOCK_VECTORS = BLOCK / VLEN };
+
 INLINE void prefetch(const void *p) { __builtin_prefetch(p); }
 
 /* n, of which the compiler then knows nothing, so that it keeps a loop to it. Unrolled whole, every

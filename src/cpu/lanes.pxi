@@ -6,6 +6,8 @@ cdef extern from "lanes.h" nogil:
         pass
     ctypedef struct vmask:
         pass
+    enum:
+        BLOCK_VECTORS
     int VLEN
     void prefetch(const void *p)
     Py_ssize_t opaque(Py_ssize_t n)

@@ -181,49 +181,21 @@ cdef inline void each_row(int op, const Rows *rows, const Task *task, const View
                          and not is_one_hot(view.temperature))
     cdef Rows weighted = rows[0]
     cdef Py_ssize_t k = 0
+    cdef int vectors
     if dense and scratch.q != NULL:
         # What all rows share can be their y; what is made for each row cannot.
         batched = batched and task.target != NULL
         weighted.y = <const char *>scratch.q
         weighted.y_step = 0
     while k < rows.count:
-        if batched and is_loss(op) and dense:
-            k = batched_weights(op, &weighted, task, k, view, scratch.block)
-        elif batched:
-            if task.n > CHUNK and view.general:
-                k = batched_rows(op, True, False, LONGER, rows, task, k, view, scratch.block)
-            elif task.n > CHUNK:
-                k = batched_rows(op, False, False, LONGER, rows, task, k, view, scratch.block)
-            elif view.general:
-                k = batched_rows(op, True, False, 0, rows, task, k, view, scratch.block)
-            elif task.n > LANES:
-                k = batched_rows(op, False, False, 0, rows, task, k, view, scratch.block)
-            elif task.n > 3 * VLEN:
-                k = batched_rows(op, False, False, 4, rows, task, k, view, scratch.block)
-            elif task.n > 2 * VLEN:
-                k = batched_rows(op, False, False, 3, rows, task, k, view, scratch.block)
-            elif task.n > VLEN:
-                k = batched_rows(op, False, False, 2, rows, task, k, view, scratch.block)
-            elif task.n > FEW_COLUMNS or is_product(op) or rows.count - k < FEW_ROWS:
-                k = batched_rows(op, False, False, 1, rows, task, k, view, scratch.block)
-            else:
-                k = batched_rows(op, False, False, FEW, rows, task, k, view, scratch.block)
+        if batched:
+            vectors = vectors_of(op, view.general, dense, task.n, rows.count - k)
+            k = batches[op][view.general][dense][vectors - FEW](&weighted, task, k, view,
+                                                                scratch.block)
         if k == rows.count:
             return
         one_row(op, rows, k, task, view, dense, scratch)
         k += 1
-
-
-cdef inline Py_ssize_t batched_weights(int op, const Rows *rows, const Task *task, Py_ssize_t k,
-                                       const View *view, real *block) noexcept nogil:
-    """batched_rows where y holds a target weight for every class."""
-    if task.n > CHUNK and view.general:
-        return batched_rows(op, True, True, LONGER, rows, task, k, view, block)
-    if task.n > CHUNK:
-        return batched_rows(op, False, True, LONGER, rows, task, k, view, block)
-    if view.general:
-        return batched_rows(op, True, True, 0, rows, task, k, view, block)
-    return batched_rows(op, False, True, 0, rows, task, k, view, block)
 
 
 cdef int get_scratch(const Task *task, Py_ssize_t together, bint needs_q, real *block,
@@ -257,7 +229,7 @@ cdef int get_scratch(const Task *task, Py_ssize_t together, bint needs_q, real *
 cdef inline int run_rows(int op, const Task *task, Py_ssize_t begin,
                          Py_ssize_t end) noexcept nogil:
     """Rows [begin, end): in place where they are contiguous, else by way of scratch."""
-    cdef real[EXP_SCRATCH] block
+    cdef vec[SCRATCH_VECTORS] block  # vectors, for their alignment
     cdef View view
     cdef Rows rows
     cdef Scratch scratch
@@ -272,7 +244,7 @@ cdef inline int run_rows(int op, const Task *task, Py_ssize_t begin,
         together = min(task.inner, max(<Py_ssize_t>1, min(<Py_ssize_t>64, GATHERED // n)))
     if get_scratch(task, together,
                    dense and (task.target != NULL or task.class_weight != NULL
-                              or task.label_smoothing != 0), block, &scratch) != 0:
+                              or task.label_smoothing != 0), <real *>block, &scratch) != 0:
         return -1
     if dense and task.target != NULL:
         fill_q(task, NULL, scratch.q)
@@ -319,9 +291,6 @@ cdef inline int run_rows(int op, const Task *task, Py_ssize_t begin,
     return 0
 
 
-cdef int softmax_rows(const Task *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
-    return run_rows(SOFTMAX, task, begin, end)
-
 cdef int softmax_rows_with_top(const Task *task, Py_ssize_t begin,
                                Py_ssize_t end) noexcept nogil:
     cdef Task own = task[0]
@@ -333,28 +302,6 @@ cdef int softmax_rows_with_top(const Task *task, Py_ssize_t begin,
     if tops.count > 0:
         finish_tops(&tops, own.n, own.top_value, own.top_place)
     return failed
-
-cdef int log_softmax_rows(const Task *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
-    return run_rows(LOG_SOFTMAX, task, begin, end)
-
-cdef int logsumexp_rows(const Task *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
-    return run_rows(LOGSUMEXP, task, begin, end)
-
-cdef int cross_entropy_rows(const Task *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
-    return run_rows(CROSS_ENTROPY, task, begin, end)
-
-cdef int cross_entropy_with_grad_rows(const Task *task, Py_ssize_t begin,
-                                      Py_ssize_t end) noexcept nogil:
-    return run_rows(CROSS_ENTROPY_WITH_GRAD, task, begin, end)
-
-cdef int softmax_vjp_rows(const Task *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
-    return run_rows(SOFTMAX_VJP, task, begin, end)
-
-cdef int log_softmax_vjp_rows(const Task *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
-    return run_rows(LOG_SOFTMAX_VJP, task, begin, end)
-
-cdef int dot_rows(const Task *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
-    return run_rows(DOT, task, begin, end)
 
 
 # ---------------------------------------------------- one row shared by several threads

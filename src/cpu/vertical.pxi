@@ -680,24 +680,6 @@ cdef inline int run_panels(int op, const Task *task, Py_ssize_t begin,
     return failed
 
 
-cdef int softmax_panels(const Task *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
-    return run_panels(SOFTMAX, task, begin, end)
-
-cdef int log_softmax_panels(const Task *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
-    return run_panels(LOG_SOFTMAX, task, begin, end)
-
-cdef int logsumexp_panels(const Task *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
-    return run_panels(LOGSUMEXP, task, begin, end)
-
-cdef int cross_entropy_panels(const Task *task, Py_ssize_t begin,
-                              Py_ssize_t end) noexcept nogil:
-    return run_panels(CROSS_ENTROPY, task, begin, end)
-
-cdef int cross_entropy_with_grad_panels(const Task *task, Py_ssize_t begin,
-                                        Py_ssize_t end) noexcept nogil:
-    return run_panels(CROSS_ENTROPY_WITH_GRAD, task, begin, end)
-
-
 # ------------------------------------------------------------------------------ the vjps
 #
 # They have no exponentials to hide behind, so what counts is how the columns come from memory:
@@ -863,11 +845,3 @@ cdef inline int run_products(int op, const Task *task, Py_ssize_t begin,
             product_run(op, False, &run, &view, waiting, chunks)
     free(chunks)
     return 0
-
-
-cdef int softmax_vjp_panels(const Task *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
-    return run_products(SOFTMAX_VJP, task, begin, end)
-
-cdef int log_softmax_vjp_panels(const Task *task, Py_ssize_t begin,
-                                Py_ssize_t end) noexcept nogil:
-    return run_products(LOG_SOFTMAX_VJP, task, begin, end)
