@@ -252,44 +252,21 @@ cdef inline void sum_columns_as(int kind, bint general, bint dense, int few, Py_
                 batch.dot[k] = INFINITY if batch.q[k] > 0 else 0
 
 
-cdef void sum_columns(Kind kind, bint dense, Py_ssize_t n, const real *x, const real *y,
-                      real *e, vec m, const View *view, const Columns *ahead,
-                      Batch *batch) noexcept nogil:
+ctypedef void (*ColumnsFunction)(Py_ssize_t, const real *, const real *, real *, vec, const View *,
+                                 const Columns *, Batch *) noexcept nogil
+# sum_columns_as by its first arguments; filled in instances.pxi.in.
+cdef ColumnsFunction[2][2][2][9] column_sums
+
+
+cdef inline void sum_columns(Kind kind, bint dense, Py_ssize_t n, const real *x, const real *y,
+                             real *e, vec m, const View *view, const Columns *ahead,
+                             Batch *batch) noexcept nogil:
     """sum_batch of VLEN rows of up to a block, whose columns x are packed.
 
     m: the rows' maxima. e, the exponentials if they are stored, may be x.
     """
-    if kind == EXP_STORED:
-        sum_columns_of(EXP_STORED, dense, n, x, y, e, m, view, ahead, batch)
-    else:
-        sum_columns_of(EXP_SUMMED, dense, n, x, y, e, m, view, ahead, batch)
-
-
-cdef inline void sum_columns_of(int kind, bint dense, Py_ssize_t n, const real *x, const real *y,
-                                real *e, vec m, const View *view, const Columns *ahead,
-                                Batch *batch) noexcept nogil:
-    if dense and view.general:
-        sum_columns_as(kind, True, True, 0, n, x, y, e, m, view, ahead, batch)
-    elif dense:
-        sum_columns_as(kind, False, True, 0, n, x, y, e, m, view, ahead, batch)
-    elif view.general:
-        sum_columns_as(kind, True, False, 0, n, x, y, e, m, view, ahead, batch)
-    elif n == 2:
-        sum_columns_as(kind, False, False, 2, n, x, y, e, m, view, ahead, batch)
-    elif n == 3:
-        sum_columns_as(kind, False, False, 3, n, x, y, e, m, view, ahead, batch)
-    elif n == 4:
-        sum_columns_as(kind, False, False, 4, n, x, y, e, m, view, ahead, batch)
-    elif n == 5:
-        sum_columns_as(kind, False, False, 5, n, x, y, e, m, view, ahead, batch)
-    elif n == 6:
-        sum_columns_as(kind, False, False, 6, n, x, y, e, m, view, ahead, batch)
-    elif n == 7:
-        sum_columns_as(kind, False, False, 7, n, x, y, e, m, view, ahead, batch)
-    elif n == 8:
-        sum_columns_as(kind, False, False, 8, n, x, y, e, m, view, ahead, batch)
-    else:
-        sum_columns_as(kind, False, False, 0, n, x, y, e, m, view, ahead, batch)
+    cdef Py_ssize_t few = n if 1 < n <= FEW_COLUMNS and not dense and not view.general else 0
+    column_sums[<int>kind][view.general][dense][few](n, x, y, e, m, view, ahead, batch)
 
 
 cdef void few_to_columns(int n, const real *rows, real *columns) noexcept nogil:

@@ -360,31 +360,18 @@ cdef inline void add_block_as(int kind, bint general, bint dense, const real *x,
             block.at_max = v_reduce_max(exp_scaled(general, maximum, &scale))
 
 
-cdef void add_block(Kind kind, bint dense, const real *x, const real *y, real *e, bint roomy,
-                    Py_ssize_t n, const View *view, const Maxima *maxima, double exponent,
-                    Partial *block) noexcept nogil:
+ctypedef void (*BlockFunction)(const real *, const real *, real *, bint, Py_ssize_t, const View *,
+                               const Maxima *, double, Partial *) noexcept nogil
+# add_block_as by its first arguments; filled in instances.pxi.in.
+cdef BlockFunction[4][2][2] block_sums
+
+
+cdef inline void add_block(Kind kind, bint dense, const real *x, const real *y, real *e,
+                           bint roomy, Py_ssize_t n, const View *view, const Maxima *maxima,
+                           double exponent, Partial *block) noexcept nogil:
     """Sums over up to BLOCK columns, scaled by 2^exponent; roomy: as for sum_lanes."""
-    cdef bint general = view.general
-    if kind == PRODUCT:
-        add_block_as(PRODUCT, False, False, x, y, e, roomy, n, view, maxima, exponent, block)
-    elif kind == PLAIN:
-        add_block_as(PLAIN, False, False, x, y, e, roomy, n, view, maxima, exponent, block)
-    elif kind == EXP_STORED and dense and general:
-        add_block_as(EXP_STORED, True, True, x, y, e, roomy, n, view, maxima, exponent, block)
-    elif kind == EXP_STORED and dense:
-        add_block_as(EXP_STORED, False, True, x, y, e, roomy, n, view, maxima, exponent, block)
-    elif kind == EXP_STORED and general:
-        add_block_as(EXP_STORED, True, False, x, y, e, roomy, n, view, maxima, exponent, block)
-    elif kind == EXP_STORED:
-        add_block_as(EXP_STORED, False, False, x, y, e, roomy, n, view, maxima, exponent, block)
-    elif dense and general:
-        add_block_as(EXP_SUMMED, True, True, x, y, e, roomy, n, view, maxima, exponent, block)
-    elif dense:
-        add_block_as(EXP_SUMMED, False, True, x, y, e, roomy, n, view, maxima, exponent, block)
-    elif general:
-        add_block_as(EXP_SUMMED, True, False, x, y, e, roomy, n, view, maxima, exponent, block)
-    else:
-        add_block_as(EXP_SUMMED, False, False, x, y, e, roomy, n, view, maxima, exponent, block)
+    block_sums[<int>kind][has_exp(kind) and view.general][dense](x, y, e, roomy, n, view, maxima,
+                                                                 exponent, block)
 
 
 # ------------------------------------------------------------------- stretches of a row
