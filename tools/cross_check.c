@@ -34,6 +34,7 @@ int main(void) {
     const double spreads[] = {1, 5, 30, 1000, 1e-3}, centres[] = {0, 1e3, -1e6, 1e30};
     const double temperatures[] = {1, 0.7};
     const Py_ssize_t rows = 5;
+    KERNEL(fill_tables)();
     for (int k = 0; k < 19; k++)
         for (int a = 0; a < 5; a++)
             for (int b = 0; b < 4; b++)

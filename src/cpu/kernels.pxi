@@ -23,6 +23,7 @@ cdef KernelTable table
 
 include "instances.pxi"
 
+fill_tables()
 table.panel_columns = UNIT * VLEN
 table.anchor = ANCHOR
 table.piece_max = piece_max
