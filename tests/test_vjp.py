@@ -161,12 +161,20 @@ def test_nan_fills_its_own_row(dtype, product):
     assert np.isnan(ps.softmax_vjp(arguments[0], y)[1]).all()
 
 
-def test_half_precision_is_single_precision_rounded_once(half, product):
+@pytest.mark.parametrize("temperature", [1.0, (0.5, 1.0, 3.0)])
+@pytest.mark.parametrize("n", [*LENGTHS, 199, 200, 201, 3000, LONG])
+def test_half_precision_is_single_precision_rounded_once(half, product, n, temperature):
     _, vjp, forward, _ = product
-    g = normal((3, 300), np.float32, seed=1).astype(half)
-    y = forward(normal((3, 300), np.float32)).astype(half)
-    expected = vjp(g.astype(np.float32), y.astype(np.float32)).astype(half)
-    assert_same_bytes(vjp(g, y), expected)
+    g = normal((3, n), np.float32, seed=1).astype(half)
+    y = forward(normal((3, n), np.float32)).astype(half)
+    single = vjp(g.astype(np.float32), y.astype(np.float32), temperature=temperature)
+    result = vjp(g, y, temperature=temperature)
+    assert_same_bytes(result, single.astype(half))
+    for overwritten in (0, 1):
+        arguments = [g.copy(), y.copy()]
+        out = arguments[overwritten]
+        assert vjp(*arguments, temperature=temperature, out=out) is out
+        assert_same_bytes(out, result)
 
 
 @pytest.mark.parametrize("shape", [(0, 3), (3, 0), (0,)])

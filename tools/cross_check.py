@@ -43,7 +43,9 @@ def kernels_in_c(folder: Path) -> tuple[Path, str]:
     instances = Tempita.sub((ROOT / "src/cpu/instances.pxi.in").read_text())
     (folder / "instances.pxi").write_text(instances)
     options = [word for directive in DIRECTIVES for word in ("-X", directive)]
-    command = [sys.executable, "-m", "cython", "-3", *options, "-I", str(ROOT / "src/cpu")]
+    for path in (ROOT / "src/cpu", folder):
+        options += ["-I", str(path)]
+    command = [sys.executable, "-m", "cython", "-3", *options]
     subprocess.run([*command, str(stub), "-o", str(source)], check=True)
     name = re.search(r"\b(__pyx_f_\w+_)logsumexp_rows\b", source.read_text())
     assert name

@@ -120,17 +120,20 @@ static inline __m256i eight_bfloats(__m256 eight) {
     __m256 is_nan = _mm256_cmp_ps(eight, eight, _CMP_UNORD_Q);
     return _mm256_blendv_epi8(rounded, nan, _mm256_castps_si256(is_nan));
 }
+
+static inline void store_sixteen_bfloats(uint16_t *bfloats, __m256 a, __m256 b) {
+    __m256i packed = _mm256_packus_epi32(eight_bfloats(a), eight_bfloats(b));
+    _mm256_storeu_si256((__m256i *)bfloats, _mm256_permute4x64_epi64(packed, 0xd8));
+}
 #endif
 
 static inline void bfloats_of_floats(const float *floats, uint16_t *bfloats, ptrdiff_t n) {
     ptrdiff_t i = 0;
     /* gcc packs by more shuffles than it takes; with AVX-512 there is an instruction for it. */
 #if defined(__AVX2__) && !defined(__AVX512F__)
-    for (; i + 16 <= n; i += 16) {
-        __m256i packed = _mm256_packus_epi32(eight_bfloats(_mm256_loadu_ps(floats + i)),
-                                             eight_bfloats(_mm256_loadu_ps(floats + i + 8)));
-        _mm256_storeu_si256((__m256i *)(bfloats + i), _mm256_permute4x64_epi64(packed, 0xd8));
-    }
+    for (; i + 16 <= n; i += 16)
+        store_sixteen_bfloats(bfloats + i, _mm256_loadu_ps(floats + i),
+                              _mm256_loadu_ps(floats + i + 8));
 #endif
     for (; i < n; i++) bfloats[i] = bfloat_of_float(floats[i]);
 }

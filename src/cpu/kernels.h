@@ -14,13 +14,13 @@
 
 /* What elements are, where they are not the kernels' real type: the door hands those to the kernels
  * for float, part by part, as float. */
-typedef enum { REAL, FLOAT16, BFLOAT16 } Element;
+typedef enum { REAL, FLOAT16, BFLOAT16, ELEMENTS } Element;
 
 /* A strided operand seen as (outer, n, inner); strides in bytes. */
 typedef struct {
     char *data;
     Py_ssize_t outer, n, inner;
-    Element element; /* kernels see REAL alone */
+    Element element; /* but for half_rows kernels see REAL alone */
 } Operand;
 
 typedef enum {
@@ -92,6 +92,9 @@ typedef struct {
      * dimension, outer by outer; NULL where an operation has no vertical form. */
     RangeFunction panels[OPERATIONS];
     Py_ssize_t panel_columns;
+    /* Rows whose x, y and out are contiguous and of this element, rather than converted; of float's
+     * table alone, and NULL where an operation has none. */
+    RangeFunction half_rows[OPERATIONS][ELEMENTS];
 
     /* A contiguous row that several threads share, by pieces of PIECE_BYTES: softmax,
      * log_softmax, logsumexp. sweep_piece returns 0 where the row needs `rows` instead. */

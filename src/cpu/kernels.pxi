@@ -4,7 +4,7 @@ from cpython.pycapsule cimport PyCapsule_New
 from libc.math cimport INFINITY, NAN, fabs, fma, isnan, nearbyint
 from libc.stdint cimport uint64_t
 from libc.stdlib cimport free, malloc
-from libc.string cimport memchr, memcpy
+from libc.string cimport memchr, memcpy, memset
 
 include "task.pxi"
 include "lanes.pxi"
@@ -18,6 +18,7 @@ include "row.pxi"
 include "vertical.pxi"
 include "elementwise.pxi"
 include "halves.pxi"
+include "half_products.pxi"
 
 cdef KernelTable table
 

@@ -20,6 +20,7 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "half.h"
 #include "kernels.h"
 
 #define INLINE static inline __attribute__((always_inline))
@@ -641,5 +642,60 @@ INLINE void v_rows(int n, const real *columns, real *rows) {
     for (int k = 0; k < VLEN - 1; k++) memcpy(rows + n * k, padded + 8 * k, 8 * sizeof(real));
     memcpy(rows + n * (VLEN - 1), padded + 8 * (VLEN - 1), n * sizeof(real));
 }
+
+/* VLEN elements in half precision: exact one way, rounded to the nearest the other (half.h). */
+#if PYSOFTMAX_DOUBLE || defined(PYSOFTMAX_PORTABLE)
+INLINE vec v_widen(Element element, const uint16_t *p) {
+    real wide[VLEN];
+    for (int i = 0; i < VLEN; i++)
+        wide[i] = element == FLOAT16 ? float_of_half(p[i]) : float_of_bfloat(p[i]);
+    return v_load(wide);
+}
+INLINE void v_narrow(Element element, uint16_t *p, vec v) {
+    real wide[VLEN];
+    v_store(wide, v);
+    for (int i = 0; i < VLEN; i++)
+        p[i] = element == FLOAT16 ? half_of_float((float)wide[i]) : bfloat_of_float((float)wide[i]);
+}
+#elif defined(__AVX512F__)
+INLINE vec v_widen(Element element, const uint16_t *p) {
+    __m256i narrow = _mm256_loadu_si256((const __m256i *)p);
+    if (element == FLOAT16) return _mm512_cvtph_ps(narrow);
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(narrow), 16));
+}
+INLINE void v_narrow(Element element, uint16_t *p, vec v) {
+    __m256i narrow;
+    if (element == FLOAT16) {
+        narrow = _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT);
+    } else {
+        __m512i bits = _mm512_castps_si512(v), upper = _mm512_srli_epi32(bits, 16);
+        __m512i half = _mm512_add_epi32(_mm512_set1_epi32(0x7fff),
+                                        _mm512_and_si512(upper, _mm512_set1_epi32(1)));
+        __m512i rounded = _mm512_srli_epi32(_mm512_add_epi32(bits, half), 16);
+        __m512i nan = _mm512_or_si512(_mm512_and_si512(upper, _mm512_set1_epi32(0x8000)),
+                                      _mm512_set1_epi32(0x7fc0));
+        narrow = _mm512_cvtepi32_epi16(
+            _mm512_mask_mov_epi32(rounded, _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q), nan));
+    }
+    _mm256_storeu_si256((__m256i *)p, narrow);
+}
+#else
+INLINE half eight_floats(Element element, __m128i narrow) {
+    if (element == FLOAT16) return _mm256_cvtph_ps(narrow);
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(narrow), 16));
+}
+INLINE vec v_widen(Element element, const uint16_t *p) {
+    return EACH(eight_floats(element, _mm_loadu_si128((const __m128i *)p)),
+                eight_floats(element, _mm_loadu_si128((const __m128i *)(p + HALF))));
+}
+INLINE void v_narrow(Element element, uint16_t *p, vec v) {
+    if (element == FLOAT16) {
+        _mm_storeu_si128((__m128i *)p, _mm256_cvtps_ph(v.a, _MM_FROUND_TO_NEAREST_INT));
+        _mm_storeu_si128((__m128i *)(p + HALF), _mm256_cvtps_ph(v.b, _MM_FROUND_TO_NEAREST_INT));
+    } else {
+        store_sixteen_bfloats(p, v.a, v.b);
+    }
+}
+#endif
 
 #endif

@@ -10,6 +10,7 @@ cdef enum:
     VERTICAL_PART = 1 << 14
     TALL = 1 << 20     # elements of a panel; where it has more, panels are one cache line wide
     LINE = 32          # halves in a cache line
+    HALF_ROW = 200     # elements from which on rows are not converted (measured)
     TALLEST = 1 << 26  # elements of such a panel; where it has more, rows are converted alone
 
 cdef struct HalfTask:
@@ -151,12 +152,26 @@ cdef int compute_parts(const Task *task, Py_ssize_t begin, Py_ssize_t end) noexc
     return failed
 
 
+cdef inline RangeFunction half_kernel(Operation op, const Task *task) noexcept nogil:
+    """The kernel that takes rows of halves as they are, or NULL."""
+    cdef Element element = task.x.element
+    if (task.n < HALF_ROW or task.x.n != 2 or task.y.n != 2 or task.out.n != 2
+            or element != task.y.element or element != task.out.element):
+        return NULL
+    return float32_table.half_rows[<int>op][<int>element]
+
+
 cdef int run_halves(Operation op, const Task *task) noexcept nogil:
     """`run` where something is in half precision."""
     cdef HalfTask halves
     cdef int threads = threads_for(task.outer * task.inner * task.n)
+    cdef RangeFunction kernel = half_kernel(op, task)
     cdef Py_ssize_t unit = float32_table.panel_columns
     cdef Py_ssize_t most = PART if task.y.element == REAL else PART // 2
+    if kernel != NULL:
+        if threads > 1:
+            mark_openmp_used()
+        return over_range(kernel, task, task.outer * task.inner, threads)
     halves.task = turned_round(task) if task.inner == 1 else task[0]
     halves.op = op
     halves.width = max(<Py_ssize_t>1, most // task.n)
