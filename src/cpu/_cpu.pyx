@@ -121,7 +121,7 @@ def use_target(target):
 
 # ----------------------------------------------------------------------------- threads
 
-# Below these a second thread costs more than it saves (docs/performance.md).
+# As many as make another thread, and releasing the GIL, worth what it costs (docs/performance.md).
 cdef Py_ssize_t ELEMENTS_PER_THREAD = 1 << 15
 cdef Py_ssize_t ELEMENTS_WITH_GIL = 1 << 12
 
@@ -171,7 +171,7 @@ os.register_at_fork(after_in_child=after_fork_in_child)
 
 
 cdef inline int threads_for(Py_ssize_t elements) noexcept nogil:
-    cdef Py_ssize_t most = elements // ELEMENTS_PER_THREAD
+    cdef Py_ssize_t most = (elements + ELEMENTS_PER_THREAD // 2) // ELEMENTS_PER_THREAD
     if most < 2 or omp_in_parallel():
         return 1
     return <int>min(most, <Py_ssize_t>wanted_threads())
