@@ -85,7 +85,8 @@ def cross_entropy(
     >>> cross_entropy([[50.0, 0.0]], [0], reduction="none")
     array([1.92874985e-22])
     """
-    return _cross_entropy(
+    # Spelled out twice: unpacking one tuple took a tenth of a loss of shape (1, 10).
+    result = fast_cross_entropy(
         logits,
         target,
         axis,
@@ -96,7 +97,21 @@ def cross_entropy(
         temperature,
         False,
         None,
-    )[0]
+    )
+    if result is None:
+        result = _cross_entropy(
+            logits,
+            target,
+            axis,
+            weight,
+            ignore_index,
+            label_smoothing,
+            reduction,
+            temperature,
+            False,
+            None,
+        )
+    return result[0]
 
 
 def cross_entropy_with_grad(
@@ -142,7 +157,7 @@ def cross_entropy_with_grad(
     >>> grad.round(4)
     array([[-0.3348,  0.2447,  0.09  ]])
     """
-    return _cross_entropy(
+    result = fast_cross_entropy(
         logits,
         target,
         axis,
@@ -154,6 +169,20 @@ def cross_entropy_with_grad(
         True,
         grad_out,
     )
+    if result is None:
+        result = _cross_entropy(
+            logits,
+            target,
+            axis,
+            weight,
+            ignore_index,
+            label_smoothing,
+            reduction,
+            temperature,
+            True,
+            grad_out,
+        )
+    return result
 
 
 def binary_cross_entropy_with_logits(
@@ -342,20 +371,7 @@ def _cross_entropy(
     grad_out: Any,
 ) -> tuple[Any, Any]:
     _check_reduction(reduction)
-    # Spelled out twice: unpacking one tuple took a tenth of a loss of shape (1, 10).
-    result = fast_cross_entropy(
-        logits,
-        target,
-        axis,
-        weight,
-        ignore_index,
-        label_smoothing,
-        reduction,
-        temperature,
-        with_grad,
-        grad_out,
-    )
-    if result is None and type(temperature) is float:
+    if type(temperature) is float:
         result = loss_by_short_way(
             logits,
             target,
@@ -368,8 +384,8 @@ def _cross_entropy(
             with_grad,
             grad_out,
         )
-    if result is not None:
-        return result
+        if result is not None:
+            return result
     ignore_index = check_ignore_index(ignore_index)
     backend = library_of(
         logits=logits, target=target, weight=weight, temperature=temperature, grad_out=grad_out

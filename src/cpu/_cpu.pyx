@@ -12,6 +12,7 @@ import os
 import numpy
 
 cimport numpy as cnp
+from cpython.long cimport PyLong_AsLongLongAndOverflow
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from cython.parallel cimport prange
 from libc.math cimport INFINITY, NAN, fabs
@@ -67,8 +68,6 @@ cdef extern from *:
 
 cnp.import_array()
 
-cdef object SINGLE = numpy.float32
-cdef object DOUBLE = numpy.float64
 
 # ------------------------------------------------------------------------- CPU targets
 

@@ -177,10 +177,13 @@ def binary_cross_entropy(cnp.ndarray x not None, cnp.ndarray y not None, cnp.nda
 
 def total(cnp.ndarray x not None):
     """Sum of a contiguous array in the contract's order, as a Python float."""
-    cdef Table table = table_of(x)
-    cdef Py_ssize_t n = cnp.PyArray_SIZE(x)
-    cdef void *data = cnp.PyArray_DATA(x)
+    return sum_in_order(table_of(x), cnp.PyArray_DATA(x), cnp.PyArray_SIZE(x))
+
+
+cdef double sum_in_order(Table table, const void *x, Py_ssize_t n) noexcept:
     cdef double result
+    if n < ELEMENTS_WITH_GIL:
+        return table.sum(x, n)
     with nogil:
-        result = table.sum(data, n)
+        result = table.sum(x, n)
     return result

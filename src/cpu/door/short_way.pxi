@@ -155,7 +155,7 @@ cdef inline object row_temperatures(object temperature, const Task *task, cnp.nd
 
 cdef inline bint fill_task(Task *task, cnp.ndarray x, object axis):
     """(outer, n, inner) of a C-contiguous array; False if the axis is not one, or None for all."""
-    cdef int ndim = cnp.PyArray_NDIM(x), k
+    cdef int ndim = cnp.PyArray_NDIM(x), k, overflow
     cdef Py_ssize_t along, itemsize = cnp.PyArray_ITEMSIZE(x)
     memset(task, 0, sizeof(Task))
     task.outer = 1
@@ -165,9 +165,8 @@ cdef inline bint fill_task(Task *task, cnp.ndarray x, object axis):
     else:
         if type(axis) is not int:
             return False
-        try:
-            along = axis
-        except OverflowError:
+        along = PyLong_AsLongLongAndOverflow(axis, &overflow)
+        if overflow:
             return False
         if along < 0:
             along += ndim
@@ -405,20 +404,25 @@ cdef inline double sum_of_weights(const Task *task, cnp.ndarray target) except? 
         weight[i] = 0
         if task.target[i] != task.ignore_index:
             weight[i] = task.class_weight[task.target[i]]
-    return total(each)
+    return sum_in_order(table_of(each), cnp.PyArray_DATA(each), cnp.PyArray_SIZE(each))
 
 
 def fast_cross_entropy(logits, target, axis, weight, ignore_index, label_smoothing, reduction,
                        temperature, bint with_grad, grad_out):
     """(loss, gradient) of logits that are simple or made so with simple targets, or None."""
     cdef Task task
-    cdef cnp.ndarray loss, x
+    cdef cnp.ndarray loss = None, x
     cdef cnp.npy_intp[64] shape
+    cdef double[64] few_losses
     cdef Py_ssize_t i, along, rows, used = 0
-    cdef int k, ndim, number
-    cdef double divisor, degrees = degrees_of(temperature)
-    if (type(label_smoothing) is not float or not 0 <= label_smoothing <= 1
-            or type(ignore_index) is not int or axis is None):
+    cdef int k, ndim, number, overflow
+    cdef bint averaged = reduction == "mean", kept = reduction == "none"
+    cdef double divisor, smoothing, degrees = degrees_of(temperature)
+    if (type(label_smoothing) is not float or type(ignore_index) is not int or axis is None
+            or not (averaged or kept or reduction == "sum")):
+        return None
+    smoothing = label_smoothing
+    if not 0 <= smoothing <= 1:
         return None
     logits = made_simple(logits, None)
     if logits is None:
@@ -427,19 +431,20 @@ def fast_cross_entropy(logits, target, axis, weight, ignore_index, label_smoothi
     ndim = cnp.PyArray_NDIM(x)
     if not degrees > 0 or not fill_task(&task, x, axis):
         return None
-    along = axis if axis >= 0 else axis + ndim
+    along = axis
+    if along < 0:
+        along += ndim
     if ndim == 1 and (type(target) is int or isinstance(target, numpy.integer)):
         target = numpy.asarray(target)
     target = as_int64(target)
     if grad_out is not None and not (can_hold(grad_out, x) and cnp.PyArray_CheckExact(target)
                                      and are_apart(grad_out, target)):
         return None
-    try:
-        task.ignore_index = ignore_index
-    except OverflowError:
+    task.ignore_index = PyLong_AsLongLongAndOverflow(ignore_index, &overflow)
+    if overflow:
         return None
     task.temperature = &degrees
-    task.label_smoothing = label_smoothing
+    task.label_smoothing = smoothing
     if weight is not None:
         weight = class_weights(weight, task.n)
         if weight is None:
@@ -460,19 +465,22 @@ def fast_cross_entropy(logits, target, axis, weight, ignore_index, label_smoothi
     else:
         return None
     divisor = 1
-    if reduction == "mean":
+    if averaged:
         divisor = used
         if weight is not None and task.target != NULL:
             divisor = sum_of_weights(&task, target)
     task.gradient_scale = 1 / divisor if divisor != 0 else 0
-    for k in range(ndim - 1):
-        shape[k] = cnp.PyArray_DIM(x, k if k < along else k + 1)
-    number = cnp.PyArray_TYPE(x)
-    if is_half(x) and reduction != "none":
-        number = cnp.NPY_FLOAT32  # what is added up is not rounded before
-    loss = cnp.PyArray_EMPTY(ndim - 1, shape, number, 0)
-    task.row_out = cnp.PyArray_DATA(loss)
-    task.row_element = element_of(loss)
+    if kept:
+        for k in range(ndim - 1):
+            shape[k] = cnp.PyArray_DIM(x, k if k < along else k + 1)
+        loss = cnp.PyArray_EMPTY(ndim - 1, shape, cnp.PyArray_TYPE(x), 0)
+        task.row_element = element_of(loss)
+    elif rows > 64:
+        # What is added up is not rounded to half precision before.
+        number = cnp.NPY_FLOAT32 if is_half(x) else cnp.PyArray_TYPE(x)
+        shape[0] = rows
+        loss = cnp.PyArray_EMPTY(1, shape, number, 0)
+    task.row_out = few_losses if loss is None else cnp.PyArray_DATA(loss)
     if with_grad:
         if grad_out is None:
             grad_out = empty_like(x)
@@ -480,18 +488,21 @@ def fast_cross_entropy(logits, target, axis, weight, ignore_index, label_smoothi
         task.out.data = <char *>cnp.PyArray_DATA(<cnp.ndarray>grad_out)
     run_with_or_without_gil(CROSS_ENTROPY_WITH_GRAD if with_grad else CROSS_ENTROPY, &task,
                             cnp.PyArray_ITEMSIZE(x))
-    if reduction == "none":
+    if kept:
         return loss if ndim > 1 else loss[()], grad_out
-    return reduced(total(loss), divisor, x), grad_out
+    return reduced(sum_in_order(table_of(x), task.row_out, rows), divisor, x), grad_out
 
 
 cdef inline object reduced(double summed, double divisor, cnp.ndarray like):
     """A NumPy scalar of the type of `like`; the mean over nothing is NaN."""
-    cdef object value = summed / divisor if divisor != 0 else NAN
+    cdef double value = summed / divisor if divisor != 0 else NAN
+    cdef float single = <float>value
     if is_half(like):
         with numpy.errstate(all="ignore"):
             return like.dtype.type(value)
-    return (SINGLE if cnp.PyArray_TYPE(like) == cnp.NPY_FLOAT32 else DOUBLE)(value)
+    if cnp.PyArray_TYPE(like) == cnp.NPY_FLOAT32:
+        return cnp.PyArray_ToScalar(&single, like)
+    return cnp.PyArray_ToScalar(&value, like)
 
 
 def fast_binary_cross_entropy(logits, target, weight, pos_weight, reduction, bint with_grad,
