@@ -13,7 +13,9 @@ import numpy
 
 cimport numpy as cnp
 from cpython.long cimport PyLong_AsLongLongAndOverflow
+from cpython.object cimport PyObject
 from cpython.pycapsule cimport PyCapsule_GetPointer
+from cpython.ref cimport Py_INCREF
 from cython.parallel cimport prange
 from libc.math cimport INFINITY, NAN, fabs
 from libc.stdint cimport uint16_t
@@ -65,6 +67,10 @@ cdef extern from *:
     void set_threads_here(int n)
     bint cpu_has_avx2()
     bint cpu_has_avx512()
+
+cdef extern from "numpy/arrayobject.h":
+    cnp.ndarray PyArray_NewFromDescr(type, cnp.dtype, int, const cnp.npy_intp *,
+                                     const cnp.npy_intp *, void *, int, PyObject *)
 
 cnp.import_array()
 

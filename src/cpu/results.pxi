@@ -254,18 +254,22 @@ cdef inline double target_gradient(double from_softmax, double target_logit, dou
 
 
 cdef inline void set_view(View *view, double temperature, double shift) noexcept nogil:
-    cdef double beta = 1 / temperature
+    cdef double beta
     view.shift = shift
     view.temperature = temperature
-    view.beta_high = <real>beta
-    # 1/T - beta_high, from the remainder of the division, whatever real is.
-    view.beta_low = fma(-view.beta_high, temperature, 1.0) / temperature if beta != 0 else 0
     view.general = shift != 0 or temperature != 1
+    view.beta_high = 1
+    view.beta_low = 0
+    if temperature != 1:  # divisions are a fiftieth of the smallest calls
+        beta = 1 / temperature
+        view.beta_high = <real>beta
+        # 1/T - beta_high, from the remainder of the division, whatever real is.
+        view.beta_low = fma(-view.beta_high, temperature, 1.0) / temperature if beta != 0 else 0
 
 
 cdef inline bint is_one_hot(double temperature) noexcept nogil:
     """Temperature 0, or so small that 1/T overflows: the limit is taken."""
-    return 1 / temperature > REAL_MAX
+    return temperature != 1 and 1 / temperature > REAL_MAX
 
 
 cdef inline double limit_weight(const Task *task, Py_ssize_t row, const real *q,

@@ -324,7 +324,11 @@ cdef inline object fast_elements(function, x, dtype, out):
 
 
 cdef inline cnp.ndarray empty_like(cnp.ndarray x):
-    return new_like(x, cnp.PyArray_TYPE(x))
+    """PyArray_EMPTY without looking up what is known: a twentieth of the smallest calls."""
+    cdef cnp.dtype dtype = <cnp.dtype>cnp.PyArray_DESCR(x)
+    Py_INCREF(dtype)  # PyArray_NewFromDescr takes a reference
+    return PyArray_NewFromDescr(cnp.ndarray, dtype, cnp.PyArray_NDIM(x), cnp.PyArray_DIMS(x),
+                                NULL, NULL, 0, NULL)
 
 
 cdef inline bint is_like(object y, cnp.ndarray x) noexcept:
