@@ -15,8 +15,9 @@
 # make record MACHINE=name    measure this commit for that history; COMMITS=range for others
 #
 # Everything is installed into a virtual environment, .venv, with the package editable: edits
-# of Python files count at once, edits of the kernels after the next make. Another interpreter:
-# make PYTHON=python3.12 test. Another environment: make VENV=/tmp/venv test.
+# of Python files count at once, edits of the kernels and of what setup.py compiles of Python (FRONT)
+# after the next make. Another interpreter: make PYTHON=python3.12 test. Another environment:
+# make VENV=/tmp/venv test.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -29,6 +30,7 @@ pip := $(bin)/python -m pip install --quiet --disable-pip-version-check
 # A virtual environment belongs to the interpreter it was made with.
 made := $(VENV)/.made-with-$(subst /,_,$(PYTHON))
 sources := pyproject.toml setup.py $(wildcard src/cpu/* src/cpu/door/*)
+sources += $(addprefix pysoftmax/,_losses.py _sigmoid.py _softmax.py)
 
 .PHONY: run test test-gpu sanitize-gpu bench-gpu bench dashboard record results pictures
 .PHONY: wheel docs lint clean
@@ -109,6 +111,6 @@ $(VENV)/.installed-asv: $(made)
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info pysoftmax/backends/*.so
+	rm -rf $(VENV) build dist *.egg-info pysoftmax/*.so pysoftmax/backends/*.so
 	rm -rf docs/generated asv_bench/env asv_bench/html asv_bench/vendor .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find pysoftmax tests asv_bench tools -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import os
+import pathlib
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -15,8 +16,14 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import cases
 import on_device
 
+import pysoftmax as ps
 from pysoftmax.backends import _cpu as cpu
 from pysoftmax.backends import numpy as numpy_backend
+
+for compiled in pathlib.Path(ps.__file__).parent.glob("_*.so"):
+    source = compiled.with_name(compiled.name.split(".")[0] + ".py")
+    if source.stat().st_mtime > compiled.stat().st_mtime:
+        pytest.exit(f"{source} is newer than what was compiled of it: make test compiles it", 4)
 
 # Pictures need no screen.
 os.environ.setdefault("MPLBACKEND", "agg")
