@@ -177,6 +177,28 @@ def test_half_precision_is_single_precision_rounded_once(half, product, n, tempe
         assert_same_bytes(out, result)
 
 
+# From as many neighbours on as are not converted, with and without a vector that not all lanes have
+# rows for, to several runs of them and several threads.
+ACROSS = [(9, 31), (2, 32), (9, 33), (65, 47), (513, 600), (4, 21, 96), (2, 130, 1100)]
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("shape", ACROSS, ids=str)
+def test_half_precision_across_neighbours(half, product, shape, temperature):
+    _, vjp, forward, _ = product
+    axis = len(shape) - 2
+    g = normal(shape, np.float32, seed=1).astype(half)
+    y = forward(normal(shape, np.float32), axis).astype(half)
+    single = vjp(g.astype(np.float32), y.astype(np.float32), axis, temperature=temperature)
+    result = vjp(g, y, axis, temperature=temperature)
+    assert_same_bytes(result, single.astype(half))
+    for overwritten in (0, 1):
+        arguments = [g.copy(), y.copy()]
+        out = arguments[overwritten]
+        assert vjp(*arguments, axis, temperature=temperature, out=out) is out
+        assert_same_bytes(out, result)
+
+
 @pytest.mark.parametrize("shape", [(0, 3), (3, 0), (0,)])
 def test_empty(dtype, product, shape):
     _, vjp, _, _ = product

@@ -7,11 +7,6 @@
 #
 # Passes.  Two reads, the second from a cache that holds both rows, and one write.
 
-cdef extern from "lanes.h" nogil:
-    vec v_widen(Element element, const uint16_t *p)
-    void v_narrow(Element element, uint16_t *p, vec a)
-
-
 cdef inline vec widen_first(int element, const uint16_t *p, Py_ssize_t count) noexcept nogil:
     """v_widen of `count` elements, the last of a row that is longer than VLEN, and zeros."""
     cdef uint16_t[32] shifted

@@ -20,7 +20,7 @@ typedef enum { REAL, FLOAT16, BFLOAT16, ELEMENTS } Element;
 typedef struct {
     char *data;
     Py_ssize_t outer, n, inner;
-    Element element; /* but for half_rows kernels see REAL alone */
+    Element element; /* but for half_rows and half_panels kernels see REAL alone */
 } Operand;
 
 typedef enum {
@@ -92,9 +92,10 @@ typedef struct {
      * dimension, outer by outer; NULL where an operation has no vertical form. */
     RangeFunction panels[OPERATIONS];
     Py_ssize_t panel_columns;
-    /* Rows whose x, y and out are contiguous and of this element, rather than converted; of float's
-     * table alone, and NULL where an operation has none. */
+    /* Contiguous rows, or panels, whose x, y and out are of this element, rather than converted; of
+     * float's table alone, and NULL where an operation has none. */
     RangeFunction half_rows[OPERATIONS][ELEMENTS];
+    RangeFunction half_panels[OPERATIONS][ELEMENTS];
 
     /* A contiguous row that several threads share, by pieces of PIECE_BYTES: softmax,
      * log_softmax, logsumexp. sweep_piece returns 0 where the row needs `rows` instead. */

@@ -47,6 +47,7 @@ cdef extern from "kernels.h" nogil:
         RangeFunction *rows
         RangeFunction *panels
         RangeFunction[8][3] half_rows
+        RangeFunction[8][3] half_panels
         Py_ssize_t panel_columns
         double (*piece_max)(const Task *, Py_ssize_t, Py_ssize_t) noexcept nogil
         bint (*sweep_piece)(Operation, const Task *, Py_ssize_t, Py_ssize_t, double, Partial *,

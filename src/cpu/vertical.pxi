@@ -26,6 +26,7 @@ cdef struct Panel:
     int vectors     # with rows in them
     Py_ssize_t last_count  # rows in the last of them
     vmask last             # its lanes that are
+    int back               # rows of the vector before that it takes again, to have one in every lane
     int full               # its vectors if they are WIDE or half of that, with rows in all lanes
     bint dense             # whether every class has a target weight q of its own
     bint asks_ahead        # whether memory is asked for the next panel while this one is in work
@@ -685,21 +686,52 @@ cdef inline int run_panels(int op, const Task *task, Py_ssize_t begin,
 # They have no exponentials to hide behind, so what counts is how the columns come from memory:
 # column by column, in runs of up to RUN vectors of neighbouring rows, not packed. The tree over
 # the lanes of a chunk is gone through in depth, so that few sums wait at a time. Two reads.
+#
+# element: REAL, or the half precision of x, y and out, widened and narrowed on the way
+# (half_products.pxi).
 
 cdef enum:
-    RUN = 32   # vectors in a run (measured: 16 and 64 are slower)
+    RUN = 64   # vectors in a run of a half precision
+    RUN_OF_REALS = 32  # (measured: 16 and 64 are slower)
     DEPTH = 7  # of the tree over 64 lanes
 
-cdef inline vec add_term(int kind, bint full, const char *x, const char *y, const Panel *run,
-                         int v, vec sum) noexcept nogil:
-    cdef vec yv = panel_load(full, y, run, v)
+cdef inline Py_ssize_t first_row(const Panel *run, int v) noexcept nogil:
+    return v * VLEN - (run.back if v == run.vectors - 1 else 0)
+
+
+cdef inline vec run_load(int element, bint full, const char *p, const Panel *run,
+                         int v) noexcept nogil:
+    """panel_load of any element; of a half precision there are more neighbours than VLEN."""
+    if element == REAL:
+        return panel_load(full, p, run, v)
+    return widen_first(element, <const uint16_t *>p + first_row(run, v),
+                       VLEN if full else rows_of(run, v))
+
+
+cdef inline void run_store(int element, bint full, char *p, const Panel *run, int v,
+                           vec value) noexcept nogil:
+    """panel_store of any element."""
+    cdef uint16_t *target = <uint16_t *>p + first_row(run, v)
+    cdef uint16_t[16] present
+    if element == REAL:
+        panel_store(full, p, run, v, value)
+    elif full or v < run.vectors - 1:
+        v_narrow(<Element>element, target, value)
+    else:
+        v_narrow(<Element>element, present, value)
+        memcpy(target, present, run.last_count * sizeof(uint16_t))
+
+
+cdef inline vec add_term(int kind, int element, bint full, const char *x, const char *y,
+                         const Panel *run, int v, vec sum) noexcept nogil:
+    cdef vec yv = run_load(element, full, y, run, v)
     if kind == PLAIN:
         return v_add(yv, sum)
-    return v_fma(panel_load(full, x, run, v), yv, sum)
+    return v_fma(run_load(element, full, x, run, v), yv, sum)
 
 
-cdef inline void add_lane(int kind, bint full, const Panel *run, Py_ssize_t begin, Py_ssize_t end,
-                          real *sums) noexcept nogil:
+cdef inline void add_lane(int kind, int element, bint full, const Panel *run, Py_ssize_t begin,
+                          Py_ssize_t end, real *sums) noexcept nogil:
     """Columns begin, begin + LANES, ..."""
     cdef const char *x
     cdef const char *y
@@ -710,11 +742,11 @@ cdef inline void add_lane(int kind, bint full, const Panel *run, Py_ssize_t begi
         y = run.y + c * run.y_step
         for v in range(vectors):
             v_store(sums + v * VLEN,
-                    add_term(kind, full, x, y, run, v,
+                    add_term(kind, element, full, x, y, run, v,
                              v_set1(0) if c == begin else v_load(sums + v * VLEN)))
 
 
-cdef inline void add_few_lanes(int kind, bint full, int used, const Panel *run,
+cdef inline void add_few_lanes(int kind, int element, bint full, int used, const Panel *run,
                                Py_ssize_t begin, real *sums) noexcept nogil:
     """One column each of `used` lanes that are a quarter of them apart, added as in the tree."""
     cdef const char *x = run.x + begin * run.x_step
@@ -724,7 +756,8 @@ cdef inline void add_few_lanes(int kind, bint full, int used, const Panel *run,
     cdef int p, v, vectors = run.vectors
     for v in range(vectors):
         for p in range(used):
-            term[p] = add_term(kind, full, x + p * x_next, y + p * y_next, run, v, v_set1(0))
+            term[p] = add_term(kind, element, full, x + p * x_next, y + p * y_next, run, v,
+                               v_set1(0))
         v_store(sums + v * VLEN, in_order(used, term))
 
 
@@ -738,8 +771,8 @@ cdef inline Py_ssize_t reversed_bits(Py_ssize_t i, Py_ssize_t count) noexcept no
     return result
 
 
-cdef inline void add_chunk_of_run(int kind, bint full, const Panel *run, Py_ssize_t begin,
-                                  Py_ssize_t end, real *waiting) noexcept nogil:
+cdef inline void add_chunk_of_run(int kind, int element, bint full, const Panel *run,
+                                  Py_ssize_t begin, Py_ssize_t end, real *waiting) noexcept nogil:
     """Every row's sum over columns [begin, end), up to a chunk, to the first of `waiting`."""
     cdef real *top = waiting
     cdef Py_ssize_t n = end - begin, quarter = LANES // 4, i, lane, bits, width
@@ -749,15 +782,15 @@ cdef inline void add_chunk_of_run(int kind, bint full, const Panel *run, Py_ssiz
         lane = reversed_bits(i, leaves)
         if lane < n:
             if n > LANES:
-                add_lane(kind, full, run, begin + lane, end, top)
+                add_lane(kind, element, full, run, begin + lane, end, top)
             elif lane + 3 * quarter < n:
-                add_few_lanes(kind, full, 4, run, begin + lane, top)
+                add_few_lanes(kind, element, full, 4, run, begin + lane, top)
             elif lane + 2 * quarter < n:
-                add_few_lanes(kind, full, 3, run, begin + lane, top)
+                add_few_lanes(kind, element, full, 3, run, begin + lane, top)
             elif lane + quarter < n:
-                add_few_lanes(kind, full, 2, run, begin + lane, top)
+                add_few_lanes(kind, element, full, 2, run, begin + lane, top)
             else:
-                add_few_lanes(kind, full, 1, run, begin + lane, top)
+                add_few_lanes(kind, element, full, 1, run, begin + lane, top)
             top += RUN * VLEN
         bits = i
         width = 1
@@ -772,13 +805,14 @@ cdef inline void add_chunk_of_run(int kind, bint full, const Panel *run, Py_ssiz
             width *= 2
 
 
-cdef inline void product_run(int op, bint full, const Panel *run, const View *view, real *waiting,
-                             double *chunks) noexcept nogil:
+cdef inline void product_run(int op, int element, bint full, const Panel *run, const View *view,
+                             real *waiting, double *chunks) noexcept nogil:
     """softmax_vjp or log_softmax_vjp of a run of rows; full: rows are in all of its lanes.
 
     waiting: room for DEPTH runs of sums; chunks: for a run at each level of the tree over chunks.
     """
     cdef Last last
+    cdef vec x_last, y_last
     cdef const char *x
     cdef const char *y
     cdef char *out
@@ -786,7 +820,7 @@ cdef inline void product_run(int op, bint full, const Panel *run, const View *vi
     cdef Py_ssize_t n = run.n, begin, bits, c, k, rows = run.vectors * VLEN, index = 0
     cdef int v, vectors = run.vectors
     for begin from 0 <= begin < n by CHUNK:
-        add_chunk_of_run(kind_of(op), full, run, begin, min(n, begin + CHUNK), waiting)
+        add_chunk_of_run(kind_of(op), element, full, run, begin, min(n, begin + CHUNK), waiting)
         if n <= CHUNK:
             break
         for k in range(rows):
@@ -812,17 +846,24 @@ cdef inline void product_run(int op, bint full, const Panel *run, const View *vi
         x = run.x + c * run.x_step
         y = run.y + c * run.y_step
         out = run.out + c * run.out_step
-        for v in range(vectors):
+        # The last is read first, since it may overlap the one before, and `out` may be x or y.
+        x_last = run_load(element, full, x, run, vectors - 1)
+        y_last = run_load(element, full, y, run, vectors - 1)
+        for v in range(vectors - 1):
             last.m = v_load(waiting + v * VLEN)
-            panel_store(full, out, run, v,
-                        last_value(op, True, False, False, panel_load(full, x, run, v),
-                                   panel_load(full, y, run, v), &last))
+            run_store(element, full, out, run, v,
+                      last_value(op, True, False, False, run_load(element, full, x, run, v),
+                                 run_load(element, full, y, run, v), &last))
+        last.m = v_load(waiting + (vectors - 1) * VLEN)
+        run_store(element, full, out, run, vectors - 1,
+                  last_value(op, True, False, False, x_last, y_last, &last))
 
 
-cdef inline int run_products(int op, const Task *task, Py_ssize_t begin,
+cdef inline int run_products(int op, int element, const Task *task, Py_ssize_t begin,
                              Py_ssize_t end) noexcept nogil:
     """run_panels for the vjps."""
-    cdef Py_ssize_t index = begin, most = units_together(task, begin, end, RUN // UNIT)
+    cdef Py_ssize_t vectors = RUN_OF_REALS if element == REAL else RUN
+    cdef Py_ssize_t index = begin, most = units_together(task, begin, end, vectors // UNIT)
     cdef Py_ssize_t levels = 2
     cdef View view
     cdef Panel run
@@ -839,9 +880,12 @@ cdef inline int run_products(int op, const Task *task, Py_ssize_t begin,
     set_steps(task, &run)
     while index < end:
         index += place(task, index, end, most, &run)
-        if run.last_count == VLEN:
-            product_run(op, True, &run, &view, waiting, chunks)
+        run.back = 0
+        if element != REAL and run.vectors > 1:
+            run.back = <int>(VLEN - run.last_count)
+        if run.back > 0 or run.last_count == VLEN:
+            product_run(op, element, True, &run, &view, waiting, chunks)
         else:
-            product_run(op, False, &run, &view, waiting, chunks)
+            product_run(op, element, False, &run, &view, waiting, chunks)
     free(chunks)
     return 0

@@ -152,26 +152,35 @@ cdef int compute_parts(const Task *task, Py_ssize_t begin, Py_ssize_t end) noexc
     return failed
 
 
-cdef inline RangeFunction half_kernel(Operation op, const Task *task) noexcept nogil:
-    """The kernel that takes rows of halves as they are, or NULL."""
+cdef inline RangeFunction half_kernel(Operation op, const Task *task,
+                                      Py_ssize_t *count) noexcept nogil:
+    """The kernel that takes halves as they are, or NULL; how many rows or units of panels."""
     cdef Element element = task.x.element
-    if (task.n < HALF_ROW or task.x.n != 2 or task.y.n != 2 or task.out.n != 2
-            or element != task.y.element or element != task.out.element):
+    cdef Py_ssize_t unit = float32_table.panel_columns
+    if element != task.y.element or element != task.out.element:
         return NULL
-    return float32_table.half_rows[<int>op][<int>element]
+    if task.n >= HALF_ROW and task.x.n == 2 and task.y.n == 2 and task.out.n == 2:
+        count[0] = task.outer * task.inner
+        return float32_table.half_rows[<int>op][<int>element]
+    if (task.n > 1 and task.inner >= LINE and task.temperature_step == 0
+            and all_adjoin(task, sizeof(float))):
+        count[0] = task.outer * ((task.inner + unit - 1) // unit)
+        return float32_table.half_panels[<int>op][<int>element]
+    return NULL
 
 
 cdef int run_halves(Operation op, const Task *task) noexcept nogil:
     """`run` where something is in half precision."""
     cdef HalfTask halves
     cdef int threads = threads_for(task.outer * task.inner * task.n)
-    cdef RangeFunction kernel = half_kernel(op, task)
+    cdef Py_ssize_t count = 0
+    cdef RangeFunction kernel = half_kernel(op, task, &count)
     cdef Py_ssize_t unit = float32_table.panel_columns
     cdef Py_ssize_t most = PART if task.y.element == REAL else PART // 2
     if kernel != NULL:
         if threads > 1:
             mark_openmp_used()
-        return over_range(kernel, task, task.outer * task.inner, threads)
+        return over_range(kernel, task, count, threads)
     halves.task = turned_round(task) if task.inner == 1 else task[0]
     halves.op = op
     halves.width = max(<Py_ssize_t>1, most // task.n)
