@@ -93,7 +93,7 @@ typedef struct {
     RangeFunction panels[OPERATIONS];
     Py_ssize_t panel_columns;
     /* Contiguous rows, or panels, whose x, y and out are of this element, rather than converted; of
-     * float's table alone, and NULL where an operation has none. */
+     * float's table alone, and NULL where an operation has none or lanes.h no WIDENS. */
     RangeFunction half_rows[OPERATIONS][ELEMENTS];
     RangeFunction half_panels[OPERATIONS][ELEMENTS];
 

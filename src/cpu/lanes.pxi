@@ -50,6 +50,7 @@ cdef extern from "lanes.h" nogil:
     real v_reduce_max(vec a)
     vec v_reduce_each_add(const vec *rows)
     vec v_reduce_each_max(const vec *rows)
+    bint WIDENS
     vec v_widen(Element element, const uint16_t *p)
     void v_narrow(Element element, uint16_t *p, vec a)
     void v_columns(int n, const real *rows, real *columns)
