@@ -30,7 +30,8 @@ pip := $(bin)/python -m pip install --quiet --disable-pip-version-check
 # A virtual environment belongs to the interpreter it was made with.
 made := $(VENV)/.made-with-$(subst /,_,$(PYTHON))
 sources := pyproject.toml setup.py $(wildcard src/cpu/* src/cpu/door/*)
-sources += $(addprefix pysoftmax/,_losses.py _sigmoid.py _softmax.py)
+# FRONT of setup.py.
+sources += $(patsubst %,pysoftmax/%.py,$(shell sed -n 's/^FRONT = \[\(.*\)\]/\1/p' setup.py | tr -d '",'))
 
 .PHONY: run test test-gpu sanitize-gpu bench-gpu bench dashboard record results pictures
 .PHONY: wheel docs lint clean

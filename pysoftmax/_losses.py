@@ -85,8 +85,7 @@ def cross_entropy(
     >>> cross_entropy([[50.0, 0.0]], [0], reduction="none")
     array([1.92874985e-22])
     """
-    # Spelled out twice: unpacking one tuple took a tenth of a loss of shape (1, 10).
-    result = fast_cross_entropy(
+    return _cross_entropy(
         logits,
         target,
         axis,
@@ -97,21 +96,7 @@ def cross_entropy(
         temperature,
         False,
         None,
-    )
-    if result is None:
-        result = _cross_entropy(
-            logits,
-            target,
-            axis,
-            weight,
-            ignore_index,
-            label_smoothing,
-            reduction,
-            temperature,
-            False,
-            None,
-        )
-    return result[0]
+    )[0]
 
 
 def cross_entropy_with_grad(
@@ -157,7 +142,7 @@ def cross_entropy_with_grad(
     >>> grad.round(4)
     array([[-0.3348,  0.2447,  0.09  ]])
     """
-    result = fast_cross_entropy(
+    return _cross_entropy(
         logits,
         target,
         axis,
@@ -169,20 +154,6 @@ def cross_entropy_with_grad(
         True,
         grad_out,
     )
-    if result is None:
-        result = _cross_entropy(
-            logits,
-            target,
-            axis,
-            weight,
-            ignore_index,
-            label_smoothing,
-            reduction,
-            temperature,
-            True,
-            grad_out,
-        )
-    return result
 
 
 def binary_cross_entropy_with_logits(
@@ -370,6 +341,21 @@ def _cross_entropy(
     with_grad: bool,
     grad_out: Any,
 ) -> tuple[Any, Any]:
+    # Spelled out twice: unpacking one tuple took a tenth of a loss of shape (1, 10).
+    result = fast_cross_entropy(
+        logits,
+        target,
+        axis,
+        weight,
+        ignore_index,
+        label_smoothing,
+        reduction,
+        temperature,
+        with_grad,
+        grad_out,
+    )
+    if result is not None:
+        return result
     _check_reduction(reduction)
     if type(temperature) is float:
         result = loss_by_short_way(

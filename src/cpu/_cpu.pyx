@@ -192,6 +192,7 @@ cdef int over_range(RangeFunction function, const Task *task, Py_ssize_t count,
         threads = <int>count
     if threads <= 1:
         return function(task, 0, count)
+    mark_openmp_used()
     for part in prange(threads, num_threads=threads, schedule="static"):
         failed |= function(task, count * part // threads, count * (part + 1) // threads)
     return failed
@@ -297,6 +298,11 @@ cdef inline bint has_panels(Table table, Operation op, const Task *task,
             and (task.mask.data == NULL or 0 <= task.mask.inner <= 1))
 
 
+cdef inline Py_ssize_t panel_units(Table table, const Task *task) noexcept nogil:
+    """What the vertical kernels count by: panel_columns neighbours, and what is left of them."""
+    return task.outer * ((task.inner + table.panel_columns - 1) // table.panel_columns)
+
+
 cdef inline bint is_shared(Operation op, const Task *task, int threads,
                            Py_ssize_t real_size) noexcept nogil:
     """Whether there are so few rows, and so long ones, that several threads share each."""
@@ -310,7 +316,7 @@ cdef int run(Operation op, const Task *given, Py_ssize_t itemsize) noexcept nogi
     cdef Table table = table_for(itemsize)
     cdef Task turned
     cdef const Task *task = given
-    cdef Py_ssize_t rows = task.outer * task.inner, row, panels
+    cdef Py_ssize_t rows = task.outer * task.inner, row
     cdef int threads = threads_for(rows * task.n), failed = 0
     if has_halves(task):
         return run_halves(op, task)
@@ -318,12 +324,10 @@ cdef int run(Operation op, const Task *given, Py_ssize_t itemsize) noexcept nogi
         # Neighbours are gathered together at least.
         turned = turned_round(task)
         task = &turned
-    if threads > 1:
-        mark_openmp_used()
     if has_panels(table, op, task, itemsize):
-        panels = (task.inner + table.panel_columns - 1) // table.panel_columns
-        return over_range(table.panels[<int>op], task, task.outer * panels, threads)
+        return over_range(table.panels[<int>op], task, panel_units(table, task), threads)
     if is_shared(op, task, threads, itemsize) and is_plain_task(task, itemsize):
+        mark_openmp_used()
         for row in range(rows):
             failed |= shared_row(table, op, task, row, PIECE_BYTES // itemsize, threads)
         return failed

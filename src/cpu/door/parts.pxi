@@ -156,7 +156,6 @@ cdef inline RangeFunction half_kernel(Operation op, const Task *task,
                                       Py_ssize_t *count) noexcept nogil:
     """The kernel that takes halves as they are, or NULL; how many rows or units of panels."""
     cdef Element element = task.x.element
-    cdef Py_ssize_t unit = float32_table.panel_columns
     if element != task.y.element or element != task.out.element:
         return NULL
     if task.n >= HALF_ROW and task.x.n == 2 and task.y.n == 2 and task.out.n == 2:
@@ -164,7 +163,7 @@ cdef inline RangeFunction half_kernel(Operation op, const Task *task,
         return float32_table.half_rows[<int>op][<int>element]
     if (task.n > 1 and task.inner >= LINE and task.temperature_step == 0
             and all_adjoin(task, sizeof(float))):
-        count[0] = task.outer * ((task.inner + unit - 1) // unit)
+        count[0] = panel_units(float32_table, task)
         return float32_table.half_panels[<int>op][<int>element]
     return NULL
 
@@ -178,8 +177,6 @@ cdef int run_halves(Operation op, const Task *task) noexcept nogil:
     cdef Py_ssize_t unit = float32_table.panel_columns
     cdef Py_ssize_t most = PART if task.y.element == REAL else PART // 2
     if kernel != NULL:
-        if threads > 1:
-            mark_openmp_used()
         return over_range(kernel, task, count, threads)
     halves.task = turned_round(task) if task.inner == 1 else task[0]
     halves.op = op
@@ -194,8 +191,6 @@ cdef int run_halves(Operation op, const Task *task) noexcept nogil:
         halves.width = threads = 1  # and several for each
     halves.width = min(halves.width, halves.task.inner)
     halves.per_outer = (halves.task.inner + halves.width - 1) // halves.width
-    if threads > 1:
-        mark_openmp_used()
     return over_range(compute_parts, &halves.task, halves.task.outer * halves.per_outer, threads)
 
 

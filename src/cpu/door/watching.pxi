@@ -23,8 +23,6 @@ def top(cnp.ndarray x not None, cnp.ndarray value not None, cnp.ndarray place no
     task.out.n = cnp.PyArray_ITEMSIZE(x)
     task.top_value = <double *>cnp.PyArray_DATA(value)
     task.top_place = <int64_t *>cnp.PyArray_DATA(place)
-    if threads > 1:
-        mark_openmp_used()
     with nogil:
         over_range(top_of_range, &task, rows, threads)
 
@@ -65,8 +63,6 @@ cdef int softmax_and_top(const Task *task) noexcept nogil:
     """softmax of contiguous rows, and the largest of each, read from no further than a cache."""
     cdef Py_ssize_t rows = task.outer
     cdef int threads = threads_for(rows * task.n)
-    if threads > 1:
-        mark_openmp_used()
     if threads > 1 and rows < 2 * threads:  # which several threads may share
         return run(SOFTMAX, task, task.out.n) or top_of_range(task, 0, rows)
     return over_range(softmax_and_top_of_range, task, rows, threads)
