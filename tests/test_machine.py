@@ -300,21 +300,24 @@ def test_losses_copy_nothing():
 
 def test_memory_outside_numpy_does_not_grow_either(tmp_path):
     """The high-water mark of the process, which sees the allocations of compiled code too."""
-    pytest.importorskip("resource", reason="this system has no getrusage")
+    if not os.path.exists("/proc/self/status"):
+        # getrusage's mark is the parent's where that was higher: of tests it mostly is.
+        pytest.skip("this system has no /proc/self/status")
     path = script(
         tmp_path,
         """
-        import resource, sys
+        import re
         import numpy as np
         import pysoftmax as ps
 
         def high_water():
-            unit = 1 if sys.platform == "darwin" else 1024
-            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+            with open("/proc/self/status") as status:
+                return 1024 * int(re.search("VmHWM: *(.*) kB", status.read().expandtabs())[1])
 
         x = np.ones((2048, 8192), np.float32)  # 64 MiB
         out = np.ones_like(x)
         labels = np.zeros(2048, int)
+        keep = np.ones(x.size, bool)
         ps.softmax(x[:64], out=out[:64])
         before = high_water()
         for a in (x, x.T, x.reshape(-1), x.reshape(-1, 4)):
@@ -322,11 +325,13 @@ def test_memory_outside_numpy_does_not_grow_either(tmp_path):
             ps.softmax(a, out=o)
             ps.log_softmax(a, out=o)
             ps.softmax(a, 0, out=o)
+        ps.softmax(x.reshape(-1)[::2], out=out.reshape(-1)[::2])
+        ps.log_softmax(x.reshape(-1), where=keep, out=out.reshape(-1))
         ps.cross_entropy_with_grad(x, labels, grad_out=out)
         print(high_water() - before)
         """,
     )
-    assert int(python(path)) < 32 * MEGA
+    assert int(python(path)) < 8 * MEGA
 
 
 @pytest.mark.parametrize("axis", [-1, 0])

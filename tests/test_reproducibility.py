@@ -28,6 +28,7 @@ import pysoftmax as ps
 
 LENGTHS = [1, 2, 3, 10, 16, 17, 33, 64, 65, 129, 257, 513, 1000, 1025, 2048, 2049, 4097]
 FMA_TARGETS = ["avx2", "avx512", "neon"]
+WRITABLE = [layout for layout in LAYOUTS if "broadcast" not in layout and layout != "read-only"]
 
 
 @pytest.fixture(params=ROWWISE)
@@ -129,6 +130,43 @@ def test_any_layout_along_another_axis(dtype, name, layout):
         assert_same(rowwise(name, x, axis), want, function=name, layout=layout, axis=axis)
 
 
+def some_long_rows(dtype):
+    """Mild, beyond the bound of the shift by powers of two, and two with blocks of -inf."""
+    x = normal((4, VERY_LONG), dtype, seed=1)
+    x[1] = x[1] * np.asarray(1e6, dtype) + np.asarray(3e6 if dtype == "float32" else 2e12, dtype)
+    x[2, :40_000] = x[3, 10_000:] = -np.inf
+    return x
+
+
+@pytest.mark.parametrize("name", digests.LONG_CASES)
+def test_long_rows_in_any_layout(dtype, name, layout):
+    x = LAYOUTS[layout](some_long_rows(dtype))
+    assert_same(rowwise(name, x), rowwise(name, plain(x)), function=name, layout=layout)
+
+
+@pytest.mark.parametrize("temperature", [1, 0.7])
+@pytest.mark.parametrize("function", [ps.softmax, ps.log_softmax])
+@pytest.mark.parametrize("layout", WRITABLE)
+@pytest.mark.parametrize("threads", [1, 3])
+def test_long_rows_written_to_any_layout_and_masked(dtype, function, temperature, layout, threads):
+    x = some_long_rows(dtype)
+    keep = x > -1
+    keep[0] = False
+    hidden = np.where(keep, x, -np.inf).astype(dtype)
+    with ps.num_threads(threads):
+        want = function(hidden[1:], temperature=temperature)
+        for a in (x, LAYOUTS[layout](x)):
+            out = LAYOUTS[layout](np.full_like(x, 7))
+            for where in (keep, np.asfortranarray(keep)):
+                function(a, where=where, temperature=temperature, out=out)
+                assert (out[0] == (0 if function is ps.softmax else -np.inf)).all()
+                assert_same_bytes(plain(out[1:]), want, layout=layout)
+            function(a, temperature=temperature, out=out)
+            assert_same_bytes(plain(out), function(x, temperature=temperature), layout=layout)
+        assert function(a, where=keep, temperature=temperature, out=a) is a
+        assert_same_bytes(plain(a[1:]), want, layout=layout)
+
+
 @pytest.mark.parametrize("inner", [1, 2, 3, 8, 15, 16, 17, 64, 100, 200])
 @pytest.mark.parametrize("n", [1, 2, 10, 33, 65, 300, 1025, 2049])
 def test_any_position_of_the_axis(dtype, name, n, inner):
@@ -200,10 +238,9 @@ def test_in_place_and_not(dtype, writer, n):
         assert_same_bytes(a, want, function=writer, n=n, offset=offset)
 
 
+@pytest.mark.parametrize("layout", WRITABLE)
 @pytest.mark.parametrize("n", [10, 513, 2049, 5000])
 def test_in_place_along_another_axis_and_in_other_layouts(dtype, layout, n):
-    if "broadcast" in layout or layout == "read-only":
-        pytest.skip("not a layout that can be written to")
     x = normal((n, 6), dtype, seed=n)
     for axis in (0, 1):
         a = LAYOUTS[layout](x)

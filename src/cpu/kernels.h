@@ -97,7 +97,7 @@ typedef struct {
     RangeFunction half_rows[OPERATIONS][ELEMENTS];
     RangeFunction half_panels[OPERATIONS][ELEMENTS];
 
-    /* A contiguous row that several threads share, by pieces of PIECE_BYTES: softmax,
+    /* A row of any strides, by pieces of PIECE_BYTES that several threads may share: softmax,
      * log_softmax, logsumexp. sweep_piece returns 0 where the row needs `rows` instead. */
     double (*piece_max)(const Task *task, Py_ssize_t row, Py_ssize_t piece);
     int (*sweep_piece)(Operation operation, const Task *task, Py_ssize_t row, Py_ssize_t piece,

@@ -95,7 +95,6 @@ cdef void gather(const Operand *operand, const Operand *mask, Py_ssize_t outer,
     """Copy `count` neighbouring rows into contiguous ones; masked elements become -inf."""
     cdef const char *source = at(operand, outer, inner)
     cdef const char *keep = at(mask, outer, inner) if mask.data != NULL else NULL
-    cdef real impossible = <real>-INFINITY
     cdef Py_ssize_t c, k
     if operand.n == sizeof(real):
         for k in range(count):
@@ -106,7 +105,12 @@ cdef void gather(const Operand *operand, const Operand *mask, Py_ssize_t outer,
                 rows[k * n + c] = (<const real *>(source + c * operand.n + k * operand.inner))[0]
     if keep != NULL:
         for k in range(count):
-            hide(rows + k * n, keep + k * mask.inner, mask.n, n, impossible)
+            hide(rows + k * n, keep + k * mask.inner, mask.n, n, <real>-INFINITY)
+
+
+cdef inline real impossible(int op) noexcept nogil:
+    """What the operation makes of a masked class."""
+    return <real>(0 if op == SOFTMAX else -INFINITY)
 
 
 cdef inline void hide(real *row, const char *keep, Py_ssize_t step, Py_ssize_t n,
@@ -129,8 +133,7 @@ cdef void scatter(int op, const Operand *operand, const Operand *mask, Py_ssize_
     cdef Py_ssize_t c, k
     if keep != NULL:
         for k in range(count):
-            hide(rows + k * n, keep + k * mask.inner, mask.n, n,
-                 <real>(0 if op == SOFTMAX else -INFINITY))
+            hide(rows + k * n, keep + k * mask.inner, mask.n, n, impossible(op))
     if operand.n == sizeof(real):
         for k in range(count):
             memcpy(target + k * operand.inner, rows + k * n, n * sizeof(real))
@@ -304,15 +307,30 @@ cdef int softmax_rows_with_top(const Task *task, Py_ssize_t begin,
     return failed
 
 
-# ---------------------------------------------------- one row shared by several threads
+# ------------------------------------------ one row in pieces, which several threads may share
+#
+# Block by block; a block that is masked or not contiguous goes by way of scratch, so that a long
+# row needs no more memory than that. Where `out` is not contiguous, exponentials are taken a second
+# time rather than scattered to it and gathered again.
 
-cdef inline Py_ssize_t piece_end(const Task *task, Py_ssize_t piece) noexcept nogil:
-    return min((piece + 1) * PIECE, task.n)
+cdef inline Operand part_of(const Operand *operand, const Task *task, Py_ssize_t row,
+                            Py_ssize_t begin) noexcept nogil:
+    """The row from column `begin` on, as an operand of one row; absent where the operand is."""
+    cdef Operand part = operand[0]
+    if part.data != NULL:
+        part.data = <char *>at(operand, row // task.inner, row % task.inner) + begin * operand.n
+    return part
 
 
-cdef inline const real *piece_begin(const Operand *operand, const Task *task, Py_ssize_t row,
-                                    Py_ssize_t piece) noexcept nogil:
-    return <const real *>at(operand, row // task.inner, row % task.inner) + piece * PIECE
+cdef inline const real *logits_of(const Task *task, Py_ssize_t row, Py_ssize_t begin,
+                                  Py_ssize_t n, real *scratch) noexcept nogil:
+    """Contiguous; masked ones are -inf."""
+    cdef Operand x = part_of(&task.x, task, row, begin)
+    cdef Operand mask = part_of(&task.mask, task, row, begin)
+    if mask.data == NULL and is_contiguous(&x):
+        return <const real *>x.data
+    gather(&x, &mask, 0, 0, 1, n, scratch)
+    return scratch
 
 
 cdef inline void view_of_row(const Task *task, Py_ssize_t row, View *view) noexcept nogil:
@@ -320,33 +338,79 @@ cdef inline void view_of_row(const Task *task, Py_ssize_t row, View *view) noexc
 
 
 cdef double piece_max(const Task *task, Py_ssize_t row, Py_ssize_t piece) noexcept nogil:
-    return row_max(piece_begin(&task.x, task, row, piece), piece_end(task, piece) - piece * PIECE)
+    cdef vec[BLOCK_VECTORS] scratch
+    cdef Py_ssize_t begin, n, end = min((piece + 1) * PIECE, task.n)
+    cdef double largest = -INFINITY
+    for begin from piece * PIECE <= begin < end by BLOCK:
+        n = min(BLOCK, end - begin)
+        largest = max(largest, row_max(logits_of(task, row, begin, n, <real *>scratch), n))
+    return largest
 
 
 cdef bint sweep_piece(Operation op, const Task *task, Py_ssize_t row, Py_ssize_t piece,
                       double start_max, Partial *result, double *exponents) noexcept nogil:
+    cdef vec[BLOCK_VECTORS] scratch
+    cdef Partial[8] stack  # levels of the tree over a piece of 32 blocks
     cdef View view
-    cdef const real *x = piece_begin(&task.x, task, row, piece)
-    cdef Py_ssize_t n = piece_end(task, piece) - piece * PIECE
+    cdef Operand out
+    cdef const real *x
     cdef real *e = NULL
+    cdef int depth = 0
+    cdef bint stored = stores_exp(op) and is_contiguous(&task.out)
+    cdef Py_ssize_t begin, n, end = min((piece + 1) * PIECE, task.n), index = 0
+    cdef double running = start_max
     view_of_row(task, row, &view)
     if is_one_hot(view.temperature):
         return False
-    if stores_exp(op):
-        e = <real *>piece_begin(&task.out, task, row, piece)
-    return sweep(op, False, x, NULL, e, False, n, &view, start_max, result,
-                 exponents + piece * (PIECE // BLOCK))
+    exponents += piece * (PIECE // BLOCK)
+    for begin from piece * PIECE <= begin < end by BLOCK:
+        n = min(BLOCK, end - begin)
+        x = logits_of(task, row, begin, n, <real *>scratch)
+        if stored:
+            out = part_of(&task.out, task, row, begin)
+            e = <real *>out.data
+        if not sweep(op if stored else LOGSUMEXP, False, x, NULL, e, False, n, &view, running,
+                     &stack[depth], exponents + index):
+            return False
+        running = max(running, stack[depth].max)
+        depth += 1
+        fold(stack, &depth, index)
+        index += 1
+    fold_all(stack, depth)
+    result[0] = stack[0]
+    return True
 
 
 cdef void write_piece(Operation op, const Task *task, Py_ssize_t row, Py_ssize_t piece,
                       const Partial *whole, const double *exponents) noexcept nogil:
+    cdef vec[BLOCK_VECTORS] scratch
     cdef View view
-    cdef const real *x = piece_begin(&task.x, task, row, piece)
-    cdef real *out = <real *>piece_begin(&task.out, task, row, piece)
-    cdef Py_ssize_t n = piece_end(task, piece) - piece * PIECE
+    cdef Operand out, mask
+    cdef Partial again
+    cdef const real *source
+    cdef real *target
+    cdef Py_ssize_t begin, n, end = min((piece + 1) * PIECE, task.n), index = 0
+    cdef bint stored = stores_exp(op) and is_contiguous(&task.out)
     view_of_row(task, row, &view)
-    write(op, False, x, NULL, out, False, out, n, &view, whole,
-          exponents + piece * (PIECE // BLOCK), 0, NULL)
+    exponents += piece * (PIECE // BLOCK)
+    for begin from piece * PIECE <= begin < end by BLOCK:
+        n = min(BLOCK, end - begin)
+        out = part_of(&task.out, task, row, begin)
+        mask = part_of(&task.mask, task, row, begin)
+        target = <real *>out.data if is_contiguous(&out) else <real *>scratch
+        source = target
+        if not stored:
+            source = logits_of(task, row, begin, n, <real *>scratch)
+        if stores_exp(op) and not stored:
+            sweep(op, False, source, NULL, target, False, n, &view, whole.max, &again, NULL)
+            source = target
+        write(op, False, source, NULL, target, False, target, n, &view, whole,
+              exponents + index, 0, NULL)
+        if target == <real *>scratch:
+            scatter(op, &out, &mask, 0, 0, 1, n, target)
+        elif mask.data != NULL:
+            hide(target, mask.data, mask.n, n, impossible(op))
+        index += 1
 
 
 cdef void finish_row(Operation op, const Task *task, Py_ssize_t row,
