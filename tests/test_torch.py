@@ -1,11 +1,13 @@
 """torch tensors: memory, dtypes, devices, and autograd."""
 
+import functools
 import gc
 import weakref
 
 import numpy as np
 import pytest
-from cases import normal, without_short_ways
+from arrays import parts
+from cases import CALLS, normal, without_short_ways
 from oracles import assert_same_bytes
 
 import pysoftmax as ps
@@ -66,7 +68,9 @@ def test_plain_tensors_go_a_short_way(monkeypatch, name, axis):
 
 
 @pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str
+)
 def test_losses_of_plain_tensors_go_a_short_way(monkeypatch, reduction, dtype):
     x, labels = tensor((3, 5), dtype), torch.tensor([4, -100, 0])
     options = {"reduction": reduction, "label_smoothing": 0.1, "temperature": 0.5}
@@ -86,12 +90,11 @@ def test_losses_of_plain_tensors_go_a_short_way(monkeypatch, reduction, dtype):
     ("logits", "target", "weight", "grad_out"),
     [
         (tensor((2, 3), requires_grad=True), torch.tensor([0, 1]), None, None),
-        (tensor((2, 3), dtype=torch.bfloat16), torch.tensor([0, 1]), None, None),
         (tensor((2, 3)), torch.tensor([0, 1]), None, torch.empty((2, 3)).double()),
         (tensor((2, 3)), [0, 1], None, None),
         (tensor((2, 3)), torch.tensor([0, 1]), [1.0, 1.0, 1.0], None),
     ],
-    ids=["recorded", "bfloat16", "grad_out", "list", "list of weights"],
+    ids=["recorded", "grad_out", "list", "list of weights"],
 )
 def test_other_losses_go_the_long_way(logits, target, weight, grad_out):
     options = -1, weight, -100, 0.0, "mean", 1.0, grad_out is not None, grad_out
@@ -115,17 +118,34 @@ def test_a_target_that_requires_grad_is_not_taken_for_a_plain_one():
     "x",
     [
         tensor((2, 3), requires_grad=True),
-        tensor((2, 3), dtype=torch.bfloat16),
         torch.nn.Parameter(tensor((2, 3)), requires_grad=False),
         torch._neg_view(tensor((2, 3))),
         torch.ones((2, 3), dtype=torch.int8),
         torch.empty((0, 3)),
     ],
-    ids=["recorded", "bfloat16", "subclass", "negative", "int8", "empty"],
+    ids=["recorded", "subclass", "negative", "int8", "empty"],
 )
 def test_other_tensors_go_the_long_way(name, x):
     assert adapter.short_way(name, x, -1, 1.0, None) is None
     assert getattr(ps, name)(x).shape == PLAIN[name](x.float(), -1).shape
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("function", CALLS)
+def test_autograd_is_not_asked_about_plain_tensors(monkeypatch, function, dtype):
+    arrays, options = CALLS[function]
+    options = {name: option for name, option in options.items() if name != "dtype"}
+    given = {name: torch.tensor(a) for name, a in arrays.items()}
+    given = {name: t.to(dtype) if t.is_floating_point() else t for name, t in given.items()}
+    call = functools.partial(getattr(ps, function), **given, **options)
+    with monkeypatch.context() as patch:
+        patch.setattr("pysoftmax.adapters.torch.memory_of_plain", lambda _: None)
+        expected = call()
+    autograd = "pysoftmax.adapters.torch_autograd.call"
+    monkeypatch.setattr(autograd, lambda *_: pytest.fail("the long way"))
+    for got, want in zip(parts(call()), parts(expected), strict=True):
+        assert (type(got), got.dtype) == (torch.Tensor, want.dtype)
+        assert torch.equal(got, want)
 
 
 # Of torch's own, in what it imports for this.

@@ -45,18 +45,22 @@ class Memory(Adapter):
     def inside(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """The arguments with a view in place of every array."""
         given = {name: array for name, array in arguments.items() if self.recognises(array)}
+        if len(given) > 1:
+            self._expect_one_device(given)
+        views = {**arguments, **{name: self._view(name, array) for name, array in given.items()}}
+        if views.get("dtype") is not None:
+            views["dtype"] = self.dtype(views["dtype"], self.like(arguments))
+        return views
+
+    def _expect_one_device(self, arrays: dict[str, Any]) -> None:
         places: dict[str, str] = {}
-        for name, array in given.items():
+        for name, array in arrays.items():
             places.setdefault(self.device(array), name)
         if len(places) > 1:
             raise ValueError(
                 "all arrays of a call must be on one device, but "
                 + " and ".join(f"{name} is on {place}" for place, name in places.items())
             )
-        views = {**arguments, **{name: self._view(name, array) for name, array in given.items()}}
-        if views.get("dtype") is not None:
-            views["dtype"] = self.dtype(views["dtype"], self.like(arguments))
-        return views
 
     def _view(self, name: str, array: Any) -> Array:
         try:
@@ -70,6 +74,8 @@ class Memory(Adapter):
 
     def outside(self, result: Any, like: Any) -> Any:
         """What a public function returned, its arrays as those of this library."""
+        if isinstance(result, np.ndarray):
+            return self.wrap(result, like)
         if isinstance(result, tuple):
             parts = [self.outside(part, like) for part in result]
             return type(result)._make(parts) if hasattr(result, "_make") else tuple(parts)
@@ -83,19 +89,20 @@ class Memory(Adapter):
 
     def call(self, function: str, arguments: dict[str, Any]) -> Any:
         """The public `function` of the views, wrapped."""
-        views = self.inside(arguments)
+        return self.call_on(self.inside(arguments), function, arguments)
+
+    def call_on(self, views: dict[str, Any], function: str, arguments: dict[str, Any]) -> Any:
+        """`call`, with the arguments as `inside` gives them."""
         result = getattr(pysoftmax, function)(**views)
-        given = next((name for name in OUTPUTS if arguments.get(name) is not None), None)
-        like = self.like(arguments)
-        if given is None:
-            return self.outside(result, like)
+        for given in OUTPUTS:
+            if (out := arguments.get(given)) is not None:
+                break
+        else:
+            return self.outside(result, self.like(arguments))
         if not isinstance(result, tuple):
-            return arguments[given]
+            return out
         # Of two, one was written to what was given and the other is new.
-        return tuple(
-            arguments[given] if part is views[given] else self.outside(part, like)
-            for part in result
-        )
+        return tuple(out if part is views[given] else self.outside(part, out) for part in result)
 
 
 def from_dlpack(array: Any, device: int) -> Array:

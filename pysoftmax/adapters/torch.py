@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from pysoftmax import _extras
-from pysoftmax.adapters.memory import Memory
+from pysoftmax.adapters.memory import OUTPUTS, Memory
 from pysoftmax.backends import Array
 from pysoftmax.backends.numpy import (
     fast_cross_entropy,
@@ -54,7 +54,9 @@ class Torch(Memory):
         if half:
             result = result.view(np.int16)
         if isinstance(result, np.ndarray):
-            tensor = torch.from_numpy(result).to(like.device)
+            tensor = torch.from_numpy(result)
+            if not like.is_cpu:
+                tensor = tensor.to(like.device)
         else:
             tensor = torch.from_dlpack(result)
         return tensor.view(torch.bfloat16) if half else tensor
@@ -75,7 +77,7 @@ class Torch(Memory):
             result = fast_logsumexp(values, axis, False, None, None)
         else:
             result = FAST[name](values, axis, temperature, None, None, None)
-        return None if result is None else sys.modules["torch"].from_numpy(np.asarray(result))
+        return None if result is None else self.wrap(np.asarray(result), x)
 
     def short_cross_entropy(
         self,
@@ -100,12 +102,14 @@ class Torch(Memory):
         result = fast_cross_entropy(values, truth, axis, factors, *options)
         if result is None:
             return None
-        from_numpy = sys.modules["torch"].from_numpy
         loss, grad = result
-        return from_numpy(np.asarray(loss)), from_numpy(grad) if with_grad else None
+        return self.wrap(np.asarray(loss), logits), self.wrap(grad, logits) if with_grad else None
 
     def call(self, function: str, arguments: dict[str, Any]) -> Any:
         """The public `function`, recorded if autograd is to follow it."""
+        views = views_of_plain(arguments)
+        if views is not None:
+            return self.call_on(views, function, arguments)
         from pysoftmax.adapters import torch_autograd
 
         return torch_autograd.call(self, function, arguments)
@@ -115,15 +119,40 @@ class Torch(Memory):
         with in_stream_of(self.like(arguments)):
             return super().call(function, arguments)
 
+    def call_on(self, views: dict[str, Any], function: str, arguments: dict[str, Any]) -> Any:
+        """As Memory's."""
+        result = super().call_on(views, function, arguments)
+        for name in OUTPUTS:
+            if (out := arguments.get(name)) is not None:
+                # So that autograd notices if it needed what was there.
+                sys.modules["torch"].autograd.graph.increment_version(out)
+        return result
+
+
+def views_of_plain(arguments: dict[str, Any]) -> dict[str, Any] | None:
+    """What `inside` makes of arguments whose tensors are all plain; or None."""
+    torch = sys.modules["torch"]
+    views = arguments.copy()
+    for name, argument in arguments.items():
+        if isinstance(argument, torch.Tensor):
+            views[name] = memory = memory_of_plain(argument)
+            if memory is None:
+                return None
+        elif isinstance(argument, torch.dtype):
+            return None
+    return views
+
 
 def memory_of_plain(tensor: Any) -> Array | None:
     """The memory of a tensor on a CPU that nothing follows, for NumPy; or None."""
     torch = sys.modules["torch"]
     if torch.compiler.is_compiling() or type(tensor) is not torch.Tensor:
         return None
-    if tensor.requires_grad or tensor.dtype is torch.bfloat16 or has_tangent(tensor):
+    if tensor.requires_grad or has_tangent(tensor):
         return None
     try:
+        if tensor.dtype is torch.bfloat16:
+            return tensor.view(torch.int16).numpy().view(_bfloat16())
         return tensor.numpy()
     except (RuntimeError, TypeError):  # of another device or layout, a negative view, in vmap
         return None
