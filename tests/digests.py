@@ -42,7 +42,7 @@ def corpus():
             for name in cases.ROWWISE if n in SHORT else LONG_CASES:
                 a = -abs(x) if name == "log_softmax_vjp" else x
                 yield f"{name} {dtype} {n}", functools.partial(cases.rowwise, name, a)
-        for n, inner in [(3, 5), (10, 16), (10, 33), (65, 64), (513, 7), (2049, 40)]:
+        for n, inner in [(3, 5), (10, 16), (10, 33), (65, 64), (513, 7), (2049, 40), (6000, 24)]:
             x = cases.normal((2, n, inner), dtype, seed=n)
             for name in cases.ROWWISE:
                 yield (

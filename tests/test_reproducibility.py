@@ -180,6 +180,47 @@ def test_any_position_of_the_axis(dtype, name, n, inner):
         assert_same(got, want, function=name, axis=axis, n=n, inner=inner)
 
 
+@pytest.mark.parametrize("threads", [2, 3])
+@pytest.mark.parametrize(("n", "inner"), [(20_000, 8), (5000, 40), (2049, 64), (3000, 130)])
+def test_few_long_rows_side_by_side(dtype, name, n, inner, threads):
+    """Columns are divided among threads, rather than rows."""
+    x = normal((n, inner), dtype, seed=n)
+    x[:, 1] *= 50
+    x[: n // 2, 2] = x[n // 3 :, 3] = -np.inf
+    with ps.num_threads(1):
+        want = rowwise(name, np.ascontiguousarray(x.T))
+    with ps.num_threads(threads):
+        got = rowwise(name, x, 0)
+    got = [a.T if a.ndim == 2 else a for a in got]
+    assert_same(got, want, function=name, n=n, inner=inner)
+
+
+@pytest.mark.parametrize("temperature", [1, 0.7])
+@pytest.mark.parametrize("function", [ps.softmax, ps.log_softmax])
+@pytest.mark.parametrize("special", ["none", "huge", "low at first", "nothing", "masked"])
+def test_few_long_rows_side_by_side_in_place(dtype, function, temperature, special):
+    x = normal((5000, 40), dtype)
+    keep = np.ones(x.shape, bool)
+    if special == "huge":
+        x[:, 7] = x[:, 7] * np.asarray(1e6, dtype) + np.asarray(1e13, dtype)
+    elif special == "low at first":
+        x[:3000, 7] = -3e38
+    elif special == "nothing":
+        x[:, 7] = -np.inf
+    elif special == "masked":
+        keep[:3000, 7] = keep[1000:, 9] = keep[:, 11] = False
+    rows, kept = (np.ascontiguousarray(a.T) for a in (x, keep))
+    with ps.num_threads(1):
+        want = function(rows, where=kept, temperature=temperature)
+    with ps.num_threads(2):
+        for where in (None, keep) if keep.all() else (keep,):
+            a = x.copy()
+            out = function(a, 0, where=where, temperature=temperature)
+            assert_same_bytes(out, want.T, function=function.__name__, special=special)
+            assert function(a, 0, where=where, temperature=temperature, out=a) is a
+            assert_same_bytes(a, want.T, function=function.__name__, special=special)
+
+
 @pytest.mark.parametrize("function", [ps.softmax, ps.log_softmax, ps.logsumexp])
 @pytest.mark.parametrize("shape", [(2, 3, 4, 5), (3, 40, 2, 33), (2, 64, 3, 65)])
 def test_several_axes_are_one_row(dtype, function, shape):

@@ -17,9 +17,9 @@ from cpython.object cimport PyObject
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from cpython.ref cimport Py_INCREF
 from cython.parallel cimport prange
-from libc.math cimport INFINITY, NAN, fabs
+from libc.math cimport INFINITY, NAN
 from libc.stdint cimport uint16_t
-from libc.stdlib cimport free, malloc
+from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
 include "task.pxi"
@@ -198,56 +198,6 @@ cdef int over_range(RangeFunction function, const Task *task, Py_ssize_t count,
     return failed
 
 
-cdef int row_in_pieces(Table table, Operation op, const Task *task, Py_ssize_t row,
-                       Py_ssize_t piece_length, int threads) noexcept nogil:
-    """Same bits by any number of threads, because pieces have a fixed size."""
-    cdef Py_ssize_t pieces = (task.n + piece_length - 1) // piece_length, piece, bits
-    cdef Partial *partials = <Partial *>malloc(pieces * sizeof(Partial))
-    cdef double *exponents = <double *>malloc(
-        pieces * (PIECE_BYTES // BLOCK_BYTES) * sizeof(double))
-    cdef double *maxima = <double *>malloc(pieces * sizeof(double))
-    cdef double start = -INFINITY
-    cdef int depth = 0, missed = 0
-    if partials == NULL or exponents == NULL or maxima == NULL:
-        free(partials)
-        free(exponents)
-        free(maxima)
-        return -1
-    if op == SOFTMAX and task.out.data == task.x.data:
-        for piece in prange(pieces, num_threads=threads, schedule="static"):
-            maxima[piece] = table.piece_max(task, row, piece)
-        for piece in range(pieces):
-            start = max(start, maxima[piece])
-        # In place a sweep that gives up would have overwritten some of x already.
-        missed = not fabs(start) <= table.anchor
-    if not missed:
-        for piece in prange(pieces, num_threads=threads, schedule="static"):
-            missed |= not table.sweep_piece(op, task, row, piece, start, &partials[piece],
-                                            exponents)
-    if not missed:
-        for piece in range(pieces):
-            partials[depth] = partials[piece]
-            depth += 1
-            bits = piece
-            while bits & 1:
-                table.merge(&partials[depth - 2], &partials[depth - 1], &partials[depth - 2])
-                depth -= 1
-                bits >>= 1
-        while depth > 1:
-            table.merge(&partials[depth - 2], &partials[depth - 1], &partials[depth - 2])
-            depth -= 1
-        missed = partials[0].max == -INFINITY
-    if not missed:
-        if op != LOGSUMEXP:
-            for piece in prange(pieces, num_threads=threads, schedule="static"):
-                table.write_piece(op, task, row, piece, partials, exponents)
-        table.finish_row(op, task, row, partials)
-    free(partials)
-    free(exponents)
-    free(maxima)
-    return table.rows[<int>op](task, row, row + 1) if missed else 0
-
-
 cdef inline bint plain(const Operand *operand, Py_ssize_t itemsize) noexcept nogil:
     """Whether a row of the operand is contiguous, or the operand absent."""
     return operand.data == NULL or operand.n == itemsize
@@ -308,26 +258,13 @@ cdef inline Py_ssize_t panel_units(Table table, const Task *task) noexcept nogil
     return task.outer * ((task.inner + table.panel_columns - 1) // table.panel_columns)
 
 
-cdef inline bint has_long_rows(Operation op, const Task *task, Py_ssize_t real_size) noexcept nogil:
-    """Whether a row may be taken in pieces, and is worth it."""
-    return ((op == SOFTMAX or op == LOG_SOFTMAX or op == LOGSUMEXP)
-            and task.n * real_size >= 2 * PIECE_BYTES)
-
-
-cdef inline bint is_shared(Operation op, const Task *task, int threads,
-                           Py_ssize_t real_size) noexcept nogil:
-    """Whether rows are so few, and so long, that several threads share each."""
-    return (threads > 1 and task.outer * task.inner < 2 * threads
-            and has_long_rows(op, task, real_size))
-
-
 cdef int run(Operation op, const Task *given, Py_ssize_t itemsize) noexcept nogil:
     """Choose how the task is cut: panels, shared rows, or rows."""
     cdef Table table = table_for(itemsize)
     cdef Task turned
     cdef const Task *task = given
-    cdef Py_ssize_t rows = task.outer * task.inner, row
-    cdef int threads = threads_for(rows * task.n), failed = 0
+    cdef Py_ssize_t rows = task.outer * task.inner, units
+    cdef int threads = threads_for(rows * task.n)
     if has_halves(task):
         return run_halves(op, task)
     if task.inner == 1 and not is_plain_task(task, itemsize):
@@ -335,15 +272,19 @@ cdef int run(Operation op, const Task *given, Py_ssize_t itemsize) noexcept nogi
         turned = turned_round(task)
         task = &turned
     if has_panels(table, op, task, itemsize):
-        return over_range(table.panels[<int>op], task, panel_units(table, task), threads)
+        units = panel_units(table, task)
+        if has_tall_panels(op, task, units, threads, itemsize):
+            return units_in_pieces(table, &table.panel_pieces, table.panels[<int>op], op, task,
+                                   units, itemsize, threads)
+        if is_vjp(op) and shares_columns(task, units, threads, itemsize):
+            return products_in_pieces(&table.product_pieces, op, task, CHUNK_BYTES // itemsize,
+                                      threads)
+        return over_range(table.panels[<int>op], task, units, threads)
     if (is_shared(op, task, threads, itemsize)
             or has_long_rows(op, task, itemsize) and not is_plain_task(task, itemsize)):
         # Else the latter would be gathered as a whole.
-        if threads > 1:
-            mark_openmp_used()
-        for row in range(rows):
-            failed |= row_in_pieces(table, op, task, row, PIECE_BYTES // itemsize, threads)
-        return failed
+        return units_in_pieces(table, &table.row_pieces, table.rows[<int>op], op, task, rows,
+                               itemsize, threads)
     return over_range(table.rows[<int>op], task, rows, threads)
 
 
@@ -450,6 +391,7 @@ def first_bad_label(cnp.ndarray labels not None, Py_ssize_t classes, ignore_inde
     return -1
 
 
+include "door/pieces.pxi"
 include "door/parts.pxi"
 include "door/elements.pxi"
 include "door/watching.pxi"

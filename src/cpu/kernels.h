@@ -84,8 +84,33 @@ typedef struct {
 /* Functions return 0, or -1 when memory ran out. */
 typedef int (*RangeFunction)(const Task *task, Py_ssize_t begin, Py_ssize_t end);
 
+/* A unit of long rows in pieces along them, which several threads may share: softmax, log_softmax
+ * and logsumexp. Partials and exponents of a piece: lane by lane, the latter block by block; of a
+ * unit: piece by piece. */
 typedef struct {
-    double anchor; /* rows whose largest |x / T| exceeds this are anchored (constants.h) */
+    Py_ssize_t lanes;  /* rows of a unit, at most */
+    Py_ssize_t blocks; /* of a piece */
+    void (*maxima)(const Task *task, Py_ssize_t unit, Py_ssize_t piece, double *maxima);
+    /* start: of each row a lower bound of its maximum, or -inf. 0 where the unit needs `rows` or
+     * `panels` instead; if start were the maxima, nothing was written to out then. */
+    int (*sweep)(Operation operation, const Task *task, Py_ssize_t unit, Py_ssize_t piece,
+                 const double *start, Partial *result, double *exponents);
+    void (*write)(Operation operation, const Task *task, Py_ssize_t unit, Py_ssize_t piece,
+                  const Partial *whole, const double *exponents);
+    void (*finish)(Operation operation, const Task *task, Py_ssize_t unit, const Partial *whole);
+} Pieces;
+
+/* Likewise softmax_vjp and log_softmax_vjp of groups of up to `columns` neighbours, by pieces of a
+ * chunk; sums: one of each row. */
+typedef struct {
+    Py_ssize_t columns;
+    void (*sum)(Operation operation, const Task *task, Py_ssize_t group, Py_ssize_t piece,
+                double *sums);
+    void (*write)(Operation operation, const Task *task, Py_ssize_t group, Py_ssize_t piece,
+                  const double *whole);
+} ProductPieces;
+
+typedef struct {
     /* Rows [begin, end), numbered in C order of (outer, inner). */
     RangeFunction rows[OPERATIONS];
     /* Units [begin, end) of panel_columns neighbours along a contiguous inner
@@ -97,16 +122,10 @@ typedef struct {
     RangeFunction half_rows[OPERATIONS][ELEMENTS];
     RangeFunction half_panels[OPERATIONS][ELEMENTS];
 
-    /* A row of any strides, by pieces of PIECE_BYTES that several threads may share: softmax,
-     * log_softmax, logsumexp. sweep_piece returns 0 where the row needs `rows` instead. */
-    double (*piece_max)(const Task *task, Py_ssize_t row, Py_ssize_t piece);
-    int (*sweep_piece)(Operation operation, const Task *task, Py_ssize_t row, Py_ssize_t piece,
-                       double start_max, Partial *result, double *exponents);
+    Pieces row_pieces;
+    Pieces panel_pieces; /* of units of panel_columns neighbours, as panels takes them */
+    ProductPieces product_pieces;
     void (*merge)(const Partial *left, const Partial *right, Partial *result);
-    void (*write_piece)(Operation operation, const Task *task, Py_ssize_t row, Py_ssize_t piece,
-                        const Partial *whole, const double *exponents);
-    void (*finish_row)(Operation operation, const Task *task, Py_ssize_t row,
-                       const Partial *whole);
 
     /* Elementwise over n elements, every operand contiguous. */
     void (*sigmoid)(const void *x, void *out, Py_ssize_t n);

@@ -16,6 +16,8 @@ include "batch.pxi"
 include "columns.pxi"
 include "row.pxi"
 include "vertical.pxi"
+include "vertical_long.pxi"
+include "vertical_products.pxi"
 include "elementwise.pxi"
 include "halves.pxi"
 include "half_products.pxi"
@@ -26,12 +28,11 @@ include "instances.pxi"
 
 fill_tables()
 table.panel_columns = UNIT * VLEN
-table.anchor = ANCHOR
-table.piece_max = piece_max
-table.sweep_piece = sweep_piece
+table.row_pieces = Pieces(1, PIECE // BLOCK, row_maximum, sweep_row_piece, write_row_piece, finish_row)
+table.panel_pieces = Pieces(UNIT * VLEN, 1, panel_maxima, sweep_panel_piece, write_panel_piece,
+                            finish_panel)
+table.product_pieces = ProductPieces(RUN_OF_REALS * VLEN, sum_product_piece, write_product_piece)
 table.merge = merge
-table.write_piece = write_piece
-table.finish_row = finish_row
 table.sigmoid = sigmoid
 table.log_sigmoid = log_sigmoid
 table.binary_cross_entropy = binary_cross_entropy

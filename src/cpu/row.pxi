@@ -307,7 +307,7 @@ cdef int softmax_rows_with_top(const Task *task, Py_ssize_t begin,
     return failed
 
 
-# ------------------------------------------ one row in pieces, which several threads may share
+# ------------------------------------------------------ a row in pieces: Pieces of kernels.h
 #
 # Block by block; a block that is masked or not contiguous goes by way of scratch, so that a long
 # row needs no more memory than that. Where `out` is not contiguous, exponentials are taken a second
@@ -337,18 +337,19 @@ cdef inline void view_of_row(const Task *task, Py_ssize_t row, View *view) noexc
     set_view(view, task.temperature[row * task.temperature_step], 0)
 
 
-cdef double piece_max(const Task *task, Py_ssize_t row, Py_ssize_t piece) noexcept nogil:
+cdef void row_maximum(const Task *task, Py_ssize_t row, Py_ssize_t piece,
+                      double *maximum) noexcept nogil:
     cdef vec[BLOCK_VECTORS] scratch
     cdef Py_ssize_t begin, n, end = min((piece + 1) * PIECE, task.n)
-    cdef double largest = -INFINITY
+    cdef double most = -INFINITY
     for begin from piece * PIECE <= begin < end by BLOCK:
         n = min(BLOCK, end - begin)
-        largest = max(largest, row_max(logits_of(task, row, begin, n, <real *>scratch), n))
-    return largest
+        most = max(most, row_max(logits_of(task, row, begin, n, <real *>scratch), n))
+    maximum[0] = most
 
 
-cdef bint sweep_piece(Operation op, const Task *task, Py_ssize_t row, Py_ssize_t piece,
-                      double start_max, Partial *result, double *exponents) noexcept nogil:
+cdef bint sweep_row_piece(Operation op, const Task *task, Py_ssize_t row, Py_ssize_t piece,
+                          const double *start, Partial *result, double *exponents) noexcept nogil:
     cdef vec[BLOCK_VECTORS] scratch
     cdef Partial[8] stack  # levels of the tree over a piece of 32 blocks
     cdef View view
@@ -358,7 +359,7 @@ cdef bint sweep_piece(Operation op, const Task *task, Py_ssize_t row, Py_ssize_t
     cdef int depth = 0
     cdef bint stored = stores_exp(op) and is_contiguous(&task.out)
     cdef Py_ssize_t begin, n, end = min((piece + 1) * PIECE, task.n), index = 0
-    cdef double running = start_max
+    cdef double running = start[0]
     view_of_row(task, row, &view)
     if is_one_hot(view.temperature):
         return False
@@ -381,8 +382,8 @@ cdef bint sweep_piece(Operation op, const Task *task, Py_ssize_t row, Py_ssize_t
     return True
 
 
-cdef void write_piece(Operation op, const Task *task, Py_ssize_t row, Py_ssize_t piece,
-                      const Partial *whole, const double *exponents) noexcept nogil:
+cdef void write_row_piece(Operation op, const Task *task, Py_ssize_t row, Py_ssize_t piece,
+                          const Partial *whole, const double *exponents) noexcept nogil:
     cdef vec[BLOCK_VECTORS] scratch
     cdef View view
     cdef Operand out, mask

@@ -40,22 +40,30 @@ cdef extern from "kernels.h" nogil:
     ctypedef struct View:
         double shift, temperature, beta_high, beta_low
         bint general
-    int BLOCK_BYTES, PIECE_BYTES
+    int CHUNK_BYTES, BLOCK_BYTES, PIECE_BYTES
     ctypedef int (*RangeFunction)(const Task *, Py_ssize_t, Py_ssize_t) noexcept nogil
+    ctypedef struct Pieces:
+        Py_ssize_t lanes, blocks
+        void (*maxima)(const Task *, Py_ssize_t, Py_ssize_t, double *) noexcept nogil
+        bint (*sweep)(Operation, const Task *, Py_ssize_t, Py_ssize_t, const double *, Partial *,
+                      double *) noexcept nogil
+        void (*write)(Operation, const Task *, Py_ssize_t, Py_ssize_t, const Partial *,
+                      const double *) noexcept nogil
+        void (*finish)(Operation, const Task *, Py_ssize_t, const Partial *) noexcept nogil
+    ctypedef struct ProductPieces:
+        Py_ssize_t columns
+        void (*sum)(Operation, const Task *, Py_ssize_t, Py_ssize_t, double *) noexcept nogil
+        void (*write)(Operation, const Task *, Py_ssize_t, Py_ssize_t,
+                      const double *) noexcept nogil
     ctypedef struct KernelTable:
-        double anchor
         RangeFunction *rows
         RangeFunction *panels
         RangeFunction[8][3] half_rows
         RangeFunction[8][3] half_panels
         Py_ssize_t panel_columns
-        double (*piece_max)(const Task *, Py_ssize_t, Py_ssize_t) noexcept nogil
-        bint (*sweep_piece)(Operation, const Task *, Py_ssize_t, Py_ssize_t, double, Partial *,
-                            double *) noexcept nogil
+        Pieces row_pieces, panel_pieces
+        ProductPieces product_pieces
         void (*merge)(const Partial *, const Partial *, Partial *) noexcept nogil
-        void (*write_piece)(Operation, const Task *, Py_ssize_t, Py_ssize_t, const Partial *,
-                            const double *) noexcept nogil
-        void (*finish_row)(Operation, const Task *, Py_ssize_t, const Partial *) noexcept nogil
         void (*sigmoid)(const void *, void *, Py_ssize_t) noexcept nogil
         void (*log_sigmoid)(const void *, void *, Py_ssize_t) noexcept nogil
         void (*binary_cross_entropy)(const void *, const void *, const void *, const void *,

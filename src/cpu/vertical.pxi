@@ -8,7 +8,7 @@
 # would put them all into the same few sets of the cache), then everything is done there, and
 # the result goes to `out`. Rows of up to one block: one read, one write. Longer: exponentials
 # go to `out`, to be scaled in a last sweep. Rows out of reach, and all rows at temperature 0,
-# go through row.pxi. The vjps: at the end.
+# go through row.pxi.
 
 cdef enum:
     WIDE = 8  # vectors in a panel (measured: 4 and 16 are slower)
@@ -44,7 +44,7 @@ cdef struct PanelScratch:
     real *packed_y     # likewise of y, or of q; of a q that all rows share only once
     Py_ssize_t y_next  # from one vector's to the next
     double *exponents  # K of each row, block by block
-    Partial *stack     # WIDE * VLEN to a level of the tree over blocks
+    Partial *stack     # UNIT * VLEN to a level of the tree over blocks
 
 
 cdef inline vec panel_load(bint full, const char *p, const Panel *panel, int v) noexcept nogil:
@@ -406,169 +406,6 @@ cdef inline void short_panel(int op, const Task *task, const Panel *panel, const
         finish_losses(op, task, panel, view, complete, batches, outside)
 
 
-cdef inline bint long_panel(int op, const Task *task, const Panel *panel, const View *view,
-                            const PanelScratch *scratch) noexcept nogil:
-    """A panel of any length. False if a row is out of reach; x is then as it was."""
-    cdef Batch[WIDE] batches
-    cdef Batch *batch
-    cdef Last[WIDE] last
-    cdef Partial joined
-    cdef Partial *level
-    cdef vec[WIDE] m, running
-    cdef vec value, zero = v_set1(0)
-    cdef double change, split
-    cdef double *exponents = scratch.exponents
-    cdef real *packed
-    cdef real[16] factor
-    cdef Factor whole_factor
-    cdef uint64_t[WIDE] none
-    cdef Py_ssize_t n = panel.n, begin, end, bits, index = 0
-    cdef bint complete = True
-    cdef int v, k, depth = 0
-    for v in range(WIDE):
-        none[v] = 0
-        running[v] = v_set1(<real>-INFINITY)
-        last[v].high = v_set1(1)
-        last[v].low = zero
-    if stores_exp(op) and panel.out == panel.x and not panel_in_reach(panel, view):
-        return False
-    if is_loss(op):
-        complete = take_targets(task, panel, batches)
-    for begin from 0 <= begin < n by BLOCK:
-        end = min(n, begin + BLOCK)
-        pack(panel, begin, end, scratch.packed, m)
-        if panel.dense:
-            pack_q(task, panel, begin, end, scratch)
-        level = scratch.stack + depth * (WIDE * VLEN)
-        for v in range(panel.vectors):
-            packed = scratch.packed + v * packed_at(BLOCK)
-            batch = &batches[v]
-            # Only what was seen so far has to be in reach, not every block: in place, the
-            # blocks before this one are overwritten.
-            running[v] = v_max(m[v], running[v])
-            if out_of_reach(view.general, running[v], view) != 0:
-                return False
-            sum_columns(kind_of(op), panel.dense, end - begin, packed,
-                        scratch.packed_y + v * scratch.y_next, packed, m[v], view, NULL,
-                        batch)
-            for k in range(VLEN):
-                level[v * VLEN + k].max = batch.max[k]
-                level[v * VLEN + k].at_max = batch.at_max[k]
-                level[v * VLEN + k].count = batch.count[k] if batch.max[k] > -INFINITY else 0
-                level[v * VLEN + k].rest = batch.rest[k]
-                level[v * VLEN + k].low = batch.low[k]
-                level[v * VLEN + k].dot = batch.dot[k] if panel.dense else 0
-                level[v * VLEN + k].q = batch.q[k] if panel.dense else 0
-                exponents[v * VLEN + k] = HEADROOM - (batch.magic[k] - <double>MAGIC) / 8
-                level[v * VLEN + k].exponent = exponents[v * VLEN + k]
-        if stores_exp(op):
-            write_packed(SOFTMAX, False, False, panel, begin, end, scratch, last, none)
-        exponents += WIDE * VLEN
-        depth += 1
-        bits = index
-        while bits & 1:
-            depth = merge_level(scratch.stack, depth, panel.vectors)
-            bits >>= 1
-        index += 1
-    while depth > 1:
-        depth = merge_level(scratch.stack, depth, panel.vectors)
-    for v in range(panel.vectors):
-        batch = &batches[v]
-        for k in range(VLEN):
-            joined = scratch.stack[v * VLEN + k]
-            batch.max[k] = <real>joined.max
-            batch.at_max[k] = <real>joined.at_max
-            batch.count[k] = joined.count
-            batch.rest[k] = joined.rest
-            batch.low[k] = joined.low
-            batch.dot[k] = joined.dot
-            batch.q[k] = joined.q
-    set_last(op, task, panel, view, batches, last)
-    exponents = scratch.exponents
-    if not has_elements(op):
-        n = 0
-    for begin from 0 <= begin < n by BLOCK:
-        end = min(n, begin + BLOCK)
-        if panel.dense:
-            pack_q(task, panel, begin, end, scratch)
-        if stores_exp(op):
-            for v in range(panel.vectors):
-                batch = &batches[v]
-                for k in range(VLEN):
-                    joined = scratch.stack[v * VLEN + k]
-                    change = exponents[v * VLEN + k] - joined.exponent
-                    split = DEEP_SPLIT if change < DEEP else 0
-                    whole_factor = divide(batch.numerator[k], whole_sum(&joined))
-                    factor[k] = <real>power_of_two(change + split)
-                    batch.high[k] = <real>(whole_factor.high * power_of_two(-split))
-                    batch.low_factor[k] = <real>(whole_factor.low * power_of_two(-split))
-                last[v].scale = v_load(factor)
-                last[v].high = v_load(batch.high)
-                last[v].low = v_load(batch.low_factor)
-        if op == LOG_SOFTMAX and view.general:
-            write_block(op, True, False, panel, begin, end, scratch, last)
-        elif op == CROSS_ENTROPY_WITH_GRAD and panel.dense:
-            write_block(op, False, True, panel, begin, end, scratch, last)
-        else:
-            write_block(op, False, False, panel, begin, end, scratch, last)
-        exponents += WIDE * VLEN
-    if is_loss(op):
-        finish_losses(op, task, panel, view, complete, batches, none)
-    return True
-
-
-cdef inline void write_block(int op, bint general, bint dense, const Panel *panel,
-                             Py_ssize_t begin, Py_ssize_t end, const PanelScratch *scratch,
-                             const Last *last) noexcept nogil:
-    """last_value of columns of x, or of the exponentials that are in `out`."""
-    cdef const char *source
-    cdef vec value, yv = v_set1(0)
-    cdef vec hidden = yv if op == SOFTMAX else v_set1(<real>-INFINITY)
-    cdef Py_ssize_t c
-    cdef int v
-    for c in range(begin, end):
-        source = panel.x + c * panel.x_step
-        if stores_exp(op):
-            source = panel.out + c * panel.out_step
-        for v in range(panel.vectors):
-            value = panel_load(False, source, panel, v)
-            if dense:
-                yv = v_load(scratch.packed_y + v * scratch.y_next + packed_at(c - begin))
-            value = last_value(op, general, dense, stores_exp(op), value, yv, &last[v])
-            if panel.keep != NULL:
-                value = v_where(kept(panel, c, v), value, hidden)
-            panel_store(False, panel.out + c * panel.out_step, panel, v, value)
-
-
-cdef inline bint panel_in_reach(const Panel *panel, const View *view) noexcept nogil:
-    """Whether no row's maximum is out of reach."""
-    cdef vec[WIDE] m
-    cdef vec xv, lowest = v_set1(<real>-INFINITY)
-    cdef uint64_t outside = 0
-    cdef Py_ssize_t c
-    cdef int v
-    for v in range(WIDE):
-        m[v] = lowest
-    for c in range(panel.n):
-        for v in range(panel.vectors):
-            xv = panel_load(False, panel.x + c * panel.x_step, panel, v)
-            if panel.keep != NULL:
-                xv = v_where(kept(panel, c, v), xv, lowest)
-            m[v] = v_max(xv, m[v])
-    for v in range(panel.vectors):
-        outside |= out_of_reach(view.general, m[v], view)
-    return outside == 0
-
-
-cdef inline int merge_level(Partial *stack, int depth, int vectors) noexcept nogil:
-    """Join the two topmost levels, row by row."""
-    cdef Partial *into = stack + (depth - 2) * (WIDE * VLEN)
-    cdef int i
-    for i in range(vectors * VLEN):
-        merge(&into[i], &into[WIDE * VLEN + i], &into[i])
-    return depth - 1
-
-
 cdef inline int row_by_row(int op, const Task *task, Py_ssize_t begin,
                            Py_ssize_t end) noexcept nogil:
     if op == SOFTMAX:
@@ -629,10 +466,15 @@ cdef inline Py_ssize_t place(const Task *task, Py_ssize_t index, Py_ssize_t end,
     return units
 
 
+cdef inline real *at_line(char *memory) noexcept nogil:
+    """The first cache line from there on: 1.02 to 1.07 of the speed."""
+    return <real *>(memory + (-<Py_ssize_t>memory & 63))
+
+
 cdef inline int run_panels(int op, const Task *task, Py_ssize_t begin,
                            Py_ssize_t end) noexcept nogil:
     """Units [begin, end), counted along the inner dimension, outer by outer."""
-    cdef Py_ssize_t index = begin, columns = WIDE * VLEN, rows_end
+    cdef Py_ssize_t index = begin, columns = UNIT * VLEN, rows_end
     cdef Py_ssize_t most = units_together(task, begin, end,
                                           WIDE // UNIT if task.n <= WIDE_COLUMNS else 1)
     cdef Py_ssize_t blocks = (task.n + BLOCK - 1) // BLOCK, levels = 2
@@ -654,9 +496,7 @@ cdef inline int run_panels(int op, const Task *task, Py_ssize_t begin,
         return -1
     scratch.exponents = <double *>memory
     scratch.stack = <Partial *>(scratch.exponents + blocks * columns)
-    scratch.packed = <real *>(scratch.stack + levels * columns)
-    # To a cache line: 1.02 to 1.07 of the speed.
-    scratch.packed += (-<Py_ssize_t>scratch.packed & 63) // <Py_ssize_t>sizeof(real)
+    scratch.packed = at_line(<char *>(scratch.stack + levels * columns))
     scratch.packed_y = scratch.packed + room
     scratch.y_next = packed_at(BLOCK) if task.y.data != NULL else 0
     set_view(&view, task.temperature[0], 0)
@@ -679,213 +519,3 @@ cdef inline int run_panels(int op, const Task *task, Py_ssize_t begin,
                                          min(panel.row + (v + 1) * VLEN, rows_end))
     free(memory)
     return failed
-
-
-# ------------------------------------------------------------------------------ the vjps
-#
-# They have no exponentials to hide behind, so what counts is how the columns come from memory:
-# column by column, in runs of up to RUN vectors of neighbouring rows, not packed. The tree over
-# the lanes of a chunk is gone through in depth, so that few sums wait at a time. Two reads.
-#
-# element: REAL, or the half precision of x, y and out, widened and narrowed on the way
-# (half_products.pxi).
-
-cdef enum:
-    RUN = 64   # vectors in a run of a half precision
-    RUN_OF_REALS = 32  # (measured: 16 and 64 are slower)
-    DEPTH = 7  # of the tree over 64 lanes
-
-cdef inline Py_ssize_t first_row(const Panel *run, int v) noexcept nogil:
-    return v * VLEN - (run.back if v == run.vectors - 1 else 0)
-
-
-cdef inline vec run_load(int element, bint full, const char *p, const Panel *run,
-                         int v) noexcept nogil:
-    """panel_load of any element; of a half precision there are more neighbours than VLEN."""
-    if element == REAL:
-        return panel_load(full, p, run, v)
-    return widen_first(element, <const uint16_t *>p + first_row(run, v),
-                       VLEN if full else rows_of(run, v))
-
-
-cdef inline void run_store(int element, bint full, char *p, const Panel *run, int v,
-                           vec value) noexcept nogil:
-    """panel_store of any element."""
-    cdef uint16_t *target = <uint16_t *>p + first_row(run, v)
-    cdef uint16_t[16] present
-    if element == REAL:
-        panel_store(full, p, run, v, value)
-    elif full or v < run.vectors - 1:
-        v_narrow(<Element>element, target, value)
-    else:
-        v_narrow(<Element>element, present, value)
-        memcpy(target, present, run.last_count * sizeof(uint16_t))
-
-
-cdef inline vec add_term(int kind, int element, bint full, const char *x, const char *y,
-                         const Panel *run, int v, vec sum) noexcept nogil:
-    cdef vec yv = run_load(element, full, y, run, v)
-    if kind == PLAIN:
-        return v_add(yv, sum)
-    return v_fma(run_load(element, full, x, run, v), yv, sum)
-
-
-cdef inline void add_lane(int kind, int element, bint full, const Panel *run, Py_ssize_t begin,
-                          Py_ssize_t end, real *sums) noexcept nogil:
-    """Columns begin, begin + LANES, ..."""
-    cdef const char *x
-    cdef const char *y
-    cdef Py_ssize_t c
-    cdef int v, vectors = run.vectors
-    for c from begin <= c < end by LANES:
-        x = run.x + c * run.x_step
-        y = run.y + c * run.y_step
-        for v in range(vectors):
-            v_store(sums + v * VLEN,
-                    add_term(kind, element, full, x, y, run, v,
-                             v_set1(0) if c == begin else v_load(sums + v * VLEN)))
-
-
-cdef inline void add_few_lanes(int kind, int element, bint full, int used, const Panel *run,
-                               Py_ssize_t begin, real *sums) noexcept nogil:
-    """One column each of `used` lanes that are a quarter of them apart, added as in the tree."""
-    cdef const char *x = run.x + begin * run.x_step
-    cdef const char *y = run.y + begin * run.y_step
-    cdef Py_ssize_t x_next = LANES // 4 * run.x_step, y_next = LANES // 4 * run.y_step
-    cdef vec[4] term
-    cdef int p, v, vectors = run.vectors
-    for v in range(vectors):
-        for p in range(used):
-            term[p] = add_term(kind, element, full, x + p * x_next, y + p * y_next, run, v,
-                               v_set1(0))
-        v_store(sums + v * VLEN, in_order(used, term))
-
-
-cdef inline Py_ssize_t reversed_bits(Py_ssize_t i, Py_ssize_t count) noexcept nogil:
-    """i < count with its bits in reverse; count is a power of two."""
-    cdef Py_ssize_t result = 0
-    while count > 1:
-        result = 2 * result + (i & 1)
-        i >>= 1
-        count >>= 1
-    return result
-
-
-cdef inline void add_chunk_of_run(int kind, int element, bint full, const Panel *run,
-                                  Py_ssize_t begin, Py_ssize_t end, real *waiting) noexcept nogil:
-    """Every row's sum over columns [begin, end), up to a chunk, to the first of `waiting`."""
-    cdef real *top = waiting
-    cdef Py_ssize_t n = end - begin, quarter = LANES // 4, i, lane, bits, width
-    cdef Py_ssize_t leaves = quarter if n <= LANES else LANES
-    cdef int v, vectors = run.vectors
-    for i in range(leaves):
-        lane = reversed_bits(i, leaves)
-        if lane < n:
-            if n > LANES:
-                add_lane(kind, element, full, run, begin + lane, end, top)
-            elif lane + 3 * quarter < n:
-                add_few_lanes(kind, element, full, 4, run, begin + lane, top)
-            elif lane + 2 * quarter < n:
-                add_few_lanes(kind, element, full, 3, run, begin + lane, top)
-            elif lane + quarter < n:
-                add_few_lanes(kind, element, full, 2, run, begin + lane, top)
-            else:
-                add_few_lanes(kind, element, full, 1, run, begin + lane, top)
-            top += RUN * VLEN
-        bits = i
-        width = 1
-        while bits & 1:
-            # Lanes that have no column were not put there.
-            if reversed_bits(i + 1 - width, leaves) < n:
-                top -= RUN * VLEN
-                for v in range(vectors):
-                    v_store(top + (v - RUN) * VLEN,
-                            v_add(v_load(top + (v - RUN) * VLEN), v_load(top + v * VLEN)))
-            bits >>= 1
-            width *= 2
-
-
-cdef inline void product_run(int op, int element, bint full, const Panel *run, const View *view,
-                             real *waiting, double *chunks) noexcept nogil:
-    """softmax_vjp or log_softmax_vjp of a run of rows; full: rows are in all of its lanes.
-
-    waiting: room for DEPTH runs of sums; chunks: for a run at each level of the tree over chunks.
-    """
-    cdef Last last
-    cdef vec x_last, y_last
-    cdef const char *x
-    cdef const char *y
-    cdef char *out
-    cdef double *top = chunks
-    cdef Py_ssize_t n = run.n, begin, bits, c, k, rows = run.vectors * VLEN, index = 0
-    cdef int v, vectors = run.vectors
-    for begin from 0 <= begin < n by CHUNK:
-        add_chunk_of_run(kind_of(op), element, full, run, begin, min(n, begin + CHUNK), waiting)
-        if n <= CHUNK:
-            break
-        for k in range(rows):
-            top[k] = waiting[k]
-        bits = index
-        while bits & 1:
-            top -= RUN * VLEN
-            for k in range(rows):
-                top[k] += top[RUN * VLEN + k]
-            bits >>= 1
-        top += RUN * VLEN
-        index += 1
-    if n > CHUNK:
-        top -= RUN * VLEN
-        while top > chunks:
-            top -= RUN * VLEN
-            for k in range(rows):
-                top[k] += top[RUN * VLEN + k]
-        for k in range(rows):
-            waiting[k] = <real>chunks[k]
-    last.beta_high = v_set1(<real>view.beta_high)
-    for c in range(n):
-        x = run.x + c * run.x_step
-        y = run.y + c * run.y_step
-        out = run.out + c * run.out_step
-        # The last is read first, since it may overlap the one before, and `out` may be x or y.
-        x_last = run_load(element, full, x, run, vectors - 1)
-        y_last = run_load(element, full, y, run, vectors - 1)
-        for v in range(vectors - 1):
-            last.m = v_load(waiting + v * VLEN)
-            run_store(element, full, out, run, v,
-                      last_value(op, True, False, False, run_load(element, full, x, run, v),
-                                 run_load(element, full, y, run, v), &last))
-        last.m = v_load(waiting + (vectors - 1) * VLEN)
-        run_store(element, full, out, run, vectors - 1,
-                  last_value(op, True, False, False, x_last, y_last, &last))
-
-
-cdef inline int run_products(int op, int element, const Task *task, Py_ssize_t begin,
-                             Py_ssize_t end) noexcept nogil:
-    """run_panels for the vjps."""
-    cdef Py_ssize_t vectors = RUN_OF_REALS if element == REAL else RUN
-    cdef Py_ssize_t index = begin, most = units_together(task, begin, end, vectors // UNIT)
-    cdef Py_ssize_t levels = 2
-    cdef View view
-    cdef Panel run
-    cdef double *chunks
-    cdef real *waiting
-    while (<Py_ssize_t>1 << levels) * CHUNK <= 2 * task.n:
-        levels += 1
-    chunks = <double *>malloc(RUN * VLEN * (levels * sizeof(double) + DEPTH * sizeof(real)) + 64)
-    if chunks == NULL:
-        return -1
-    waiting = <real *>(chunks + levels * RUN * VLEN)
-    waiting += (-<Py_ssize_t>waiting & 63) // <Py_ssize_t>sizeof(real)
-    set_view(&view, task.temperature[0], 0)
-    set_steps(task, &run)
-    while index < end:
-        index += place(task, index, end, most, &run)
-        run.back = 0
-        if element != REAL and run.vectors > 1:
-            run.back = <int>(VLEN - run.last_count)
-        if run.back > 0 or run.last_count == VLEN:
-            product_run(op, element, True, &run, &view, waiting, chunks)
-        else:
-            product_run(op, element, False, &run, &view, waiting, chunks)
-    free(chunks)
-    return 0

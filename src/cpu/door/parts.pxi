@@ -56,13 +56,28 @@ cdef void convert(bint widening, Element element, void *halves, float *floats,
                      n * (part + 1) // threads)
 
 
+cdef void convert_columns(bint widening, const Operand *operand, Py_ssize_t n, Py_ssize_t count,
+                          float *floats) noexcept nogil:
+    """n columns of `count` neighbours; a part with too many for one thread is converted by more."""
+    cdef int threads = threads_for(n * count), part
+    cdef Py_ssize_t begin
+    if threads <= 1:
+        convert_stretches(widening, operand.element, operand.data, operand.n, floats, n, count)
+        return
+    mark_openmp_used()
+    for part in prange(threads, num_threads=threads, schedule="static"):
+        begin = n * part // threads
+        convert_stretches(widening, operand.element, operand.data + begin * operand.n, operand.n,
+                          floats + begin * count, n * (part + 1) // threads - begin, count)
+
+
 cdef void convert_part(bint widening, bint vertical, const Operand *operand, Py_ssize_t n,
                        Py_ssize_t count, float *floats) noexcept nogil:
     """`count` neighbouring rows: floats are (n, count) if vertical, else (count, n)."""
     cdef char *halves = operand.data
     cdef Py_ssize_t c, k
     if vertical:
-        convert_stretches(widening, operand.element, halves, operand.n, floats, n, count)
+        convert_columns(widening, operand, n, count, floats)
     elif operand.n == 2 and count == 1:  # which may be longer than a part
         convert(widening, operand.element, halves, floats, n)
     elif operand.n == 2:
@@ -172,11 +187,16 @@ cdef int run_halves(Operation op, const Task *task) noexcept nogil:
     """`run` where something is in half precision."""
     cdef HalfTask halves
     cdef int threads = threads_for(task.outer * task.inner * task.n)
+    cdef bint shared = is_shared(op, task, threads, sizeof(float))
     cdef Py_ssize_t count = 0
     cdef RangeFunction kernel = half_kernel(op, task, &count)
     cdef Py_ssize_t unit = float32_table.panel_columns
     cdef Py_ssize_t most = PART if task.y.element == REAL else PART // 2
     if kernel != NULL:
+        if (kernel == float32_table.half_panels[<int>op][<int>task.x.element]
+                and shares_columns(task, count, threads, sizeof(float))):
+            return products_in_pieces(&float32_table.product_pieces, op, task,
+                                      CHUNK_BYTES // <Py_ssize_t>sizeof(float), threads)
         return over_range(kernel, task, count, threads)
     halves.task = turned_round(task) if task.inner == 1 else task[0]
     halves.op = op
@@ -187,11 +207,15 @@ cdef int run_halves(Operation op, const Task *task) noexcept nogil:
         if task.n > TALL // unit:
             unit = LINE
         halves.width = max(<Py_ssize_t>1, VERTICAL_PART // (task.n * unit)) * unit
-    if is_shared(op, task, threads, sizeof(float)):
-        halves.width = threads = 1  # and several for each
+    if shared:
+        halves.width = 1
     halves.width = min(halves.width, halves.task.inner)
     halves.per_outer = (halves.task.inner + halves.width - 1) // halves.width
-    return over_range(compute_parts, &halves.task, halves.task.outer * halves.per_outer, threads)
+    count = halves.task.outer * halves.per_outer
+    if shared or (halves.vertical and count < threads
+                  and task.n * <Py_ssize_t>sizeof(float) > BLOCK_BYTES):
+        threads = 1  # and several for each part
+    return over_range(compute_parts, &halves.task, count, threads)
 
 
 cdef void convert_arrays(bint widening, cnp.ndarray halves, cnp.ndarray floats):
