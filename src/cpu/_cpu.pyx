@@ -255,7 +255,7 @@ cdef inline bint has_panels(Table table, Operation op, const Task *task,
 
 cdef inline Py_ssize_t panel_units(Table table, const Task *task) noexcept nogil:
     """What the vertical kernels count by: panel_columns neighbours, and what is left of them."""
-    return task.outer * ((task.inner + table.panel_columns - 1) // table.panel_columns)
+    return task.outer * rounds(task.inner, table.panel_columns)
 
 
 cdef int run(Operation op, const Task *given, Py_ssize_t itemsize) noexcept nogil:
@@ -273,14 +273,14 @@ cdef int run(Operation op, const Task *given, Py_ssize_t itemsize) noexcept nogi
         task = &turned
     if has_panels(table, op, task, itemsize):
         units = panel_units(table, task)
-        if has_tall_panels(op, task, units, threads, itemsize):
+        if has_shared_panels(op, task, units, threads, itemsize):
             return units_in_pieces(table, &table.panel_pieces, table.panels[<int>op], op, task,
                                    units, itemsize, threads)
         if is_vjp(op) and shares_columns(task, units, threads, itemsize):
             return products_in_pieces(&table.product_pieces, op, task, CHUNK_BYTES // itemsize,
                                       threads)
         return over_range(table.panels[<int>op], task, units, threads)
-    if (is_shared(op, task, threads, itemsize)
+    if (has_shared_rows(op, task, threads, itemsize)
             or has_long_rows(op, task, itemsize) and not is_plain_task(task, itemsize)):
         # Else the latter would be gathered as a whole.
         return units_in_pieces(table, &table.row_pieces, table.rows[<int>op], op, task, rows,

@@ -187,7 +187,7 @@ cdef int run_halves(Operation op, const Task *task) noexcept nogil:
     """`run` where something is in half precision."""
     cdef HalfTask halves
     cdef int threads = threads_for(task.outer * task.inner * task.n)
-    cdef bint shared = is_shared(op, task, threads, sizeof(float))
+    cdef bint shared = has_shared_rows(op, task, threads, sizeof(float))
     cdef Py_ssize_t count = 0
     cdef RangeFunction kernel = half_kernel(op, task, &count)
     cdef Py_ssize_t unit = float32_table.panel_columns
@@ -210,10 +210,10 @@ cdef int run_halves(Operation op, const Task *task) noexcept nogil:
     if shared:
         halves.width = 1
     halves.width = min(halves.width, halves.task.inner)
-    halves.per_outer = (halves.task.inner + halves.width - 1) // halves.width
+    halves.per_outer = rounds(halves.task.inner, halves.width)
     count = halves.task.outer * halves.per_outer
-    if shared or (halves.vertical and count < threads
-                  and task.n * <Py_ssize_t>sizeof(float) > BLOCK_BYTES):
+    if shared or (halves.vertical and are_shared(
+            count, rounds(task.n * <Py_ssize_t>sizeof(float), BLOCK_BYTES), threads)):
         threads = 1  # and several for each part
     return over_range(compute_parts, &halves.task, count, threads)
 

@@ -19,18 +19,26 @@ cdef inline bint has_long_rows(Operation op, const Task *task, Py_ssize_t real_s
     return has_pieces(op) and task.n * real_size >= 2 * PIECE_BYTES
 
 
-cdef inline bint has_tall_panels(Operation op, const Task *task, Py_ssize_t units, int threads,
+cdef inline Py_ssize_t rounds(Py_ssize_t count, Py_ssize_t at_once) noexcept nogil:
+    return (count + at_once - 1) // at_once
+
+
+cdef inline bint are_shared(Py_ssize_t units, Py_ssize_t pieces, int threads) noexcept nogil:
+    """Whether threads are done sooner if all work on one unit after the other."""
+    return threads > 1 and units * rounds(pieces, threads) < pieces * rounds(units, threads)
+
+
+cdef inline bint has_shared_panels(Operation op, const Task *task, Py_ssize_t units, int threads,
+                                   Py_ssize_t real_size) noexcept nogil:
+    return (has_pieces(op) and task.n * real_size > BLOCK_BYTES
+            and are_shared(units, rounds(task.n * real_size, BLOCK_BYTES), threads))
+
+
+cdef inline bint has_shared_rows(Operation op, const Task *task, int threads,
                                  Py_ssize_t real_size) noexcept nogil:
-    """Whether panels are so few, and so long, that several threads share each."""
-    return (threads > 1 and units < 2 * threads and has_pieces(op)
-            and task.n * real_size > BLOCK_BYTES)
-
-
-cdef inline bint is_shared(Operation op, const Task *task, int threads,
-                           Py_ssize_t real_size) noexcept nogil:
-    """Whether rows are so few, and so long, that several threads share each."""
-    return (threads > 1 and task.outer * task.inner < 2 * threads
-            and has_long_rows(op, task, real_size))
+    return (has_long_rows(op, task, real_size)
+            and are_shared(task.outer * task.inner, rounds(task.n * real_size, PIECE_BYTES),
+                           threads))
 
 
 cdef inline bint shares_columns(const Task *task, Py_ssize_t units, int threads,
@@ -64,13 +72,12 @@ cdef int unit_in_pieces(Table table, const Pieces *by, RangeFunction at_once, Op
                         const Task *task, Py_ssize_t unit, Py_ssize_t block,
                         int threads) noexcept nogil:
     """at_once: where a sweep finds that the unit cannot be taken in pieces."""
-    cdef Py_ssize_t lanes = by.lanes, pieces, piece, lane
+    cdef Py_ssize_t lanes = by.lanes, pieces = rounds(task.n, by.blocks * block), piece, lane
     cdef double *start
     cdef double *maxima
     cdef double *exponents
     cdef Partial *partials
     cdef int missed = 0
-    pieces = (task.n + by.blocks * block - 1) // (by.blocks * block)
     threads = <int>min(<Py_ssize_t>threads, pieces)
     # Zeros for the lanes that a unit has no rows for.
     start = <double *>calloc(lanes * (1 + pieces * (1 + by.blocks)), sizeof(double))
@@ -111,16 +118,29 @@ cdef int unit_in_pieces(Table table, const Pieces *by, RangeFunction at_once, Op
     return at_once(task, unit, unit + 1) if missed else 0
 
 
-cdef inline int units_in_pieces(Table table, const Pieces *by, RangeFunction at_once,
-                                Operation op, const Task *task, Py_ssize_t units,
-                                Py_ssize_t real_size, int threads) noexcept nogil:
+cdef int some_in_pieces(Table table, const Pieces *by, RangeFunction at_once, Operation op,
+                        const Task *task, Py_ssize_t begin, Py_ssize_t end, Py_ssize_t block,
+                        int threads) noexcept nogil:
     cdef Py_ssize_t unit
     cdef int failed = 0
+    for unit in range(begin, end):
+        failed |= unit_in_pieces(table, by, at_once, op, task, unit, block, threads)
+    return failed
+
+
+cdef int units_in_pieces(Table table, const Pieces *by, RangeFunction at_once, Operation op,
+                         const Task *task, Py_ssize_t units, Py_ssize_t real_size,
+                         int threads) noexcept nogil:
+    """All units, each by all threads or each thread with its own."""
+    cdef Py_ssize_t block = BLOCK_BYTES // real_size
+    cdef int failed = 0, part
     if threads > 1:
         mark_openmp_used()
-    for unit in range(units):
-        failed |= unit_in_pieces(table, by, at_once, op, task, unit, BLOCK_BYTES // real_size,
-                                 threads)
+    if threads == 1 or are_shared(units, rounds(task.n, by.blocks * block), threads):
+        return some_in_pieces(table, by, at_once, op, task, 0, units, block, threads)
+    for part in prange(threads, num_threads=threads, schedule="static"):
+        failed |= some_in_pieces(table, by, at_once, op, task, units * part // threads,
+                                 units * (part + 1) // threads, block, 1)
     return failed
 
 
@@ -150,8 +170,8 @@ cdef inline void add_last(double *sums, Py_ssize_t columns) noexcept nogil:
 cdef int products_in_pieces(const ProductPieces *by, Operation op, const Task *task,
                             Py_ssize_t chunk, int threads) noexcept nogil:
     """Both sweeps of a vjp by threads that have columns each, rather than rows."""
-    cdef Py_ssize_t pieces = (task.n + chunk - 1) // chunk, piece, group
-    cdef Py_ssize_t groups = task.outer * ((task.inner + by.columns - 1) // by.columns)
+    cdef Py_ssize_t pieces = rounds(task.n, chunk), piece, group
+    cdef Py_ssize_t groups = task.outer * rounds(task.inner, by.columns)
     cdef double *sums = <double *>calloc(pieces * by.columns, sizeof(double))
     if sums == NULL:
         return -1
