@@ -9,7 +9,15 @@ import numpy as np
 
 SHORT = tuple(n for n in cases.LENGTHS if n > 1)
 LONG = (cases.LONG, cases.VERY_LONG, 2**20 + 3)
-LONG_CASES = ("softmax", "log_softmax", "logsumexp", "cross_entropy_with_grad", "softmax, where")
+LONG_CASES = (
+    "softmax",
+    "log_softmax",
+    "logsumexp",
+    "cross_entropy_with_grad",
+    "softmax, where",
+    "softmax_vjp",
+    "log_softmax_vjp",
+)
 
 
 def _logits(dtype, n):

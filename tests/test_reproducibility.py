@@ -144,6 +144,22 @@ def test_long_rows_in_any_layout(dtype, name, layout):
     assert_same(rowwise(name, x), rowwise(name, plain(x)), function=name, layout=layout)
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("function", [ps.softmax_vjp, ps.log_softmax_vjp])
+def test_products_of_longer_strided_rows(dtype, function, threads):
+    x = normal((2, 2**20 + 3), dtype)
+    g, room = x[:, ::-1].copy(), np.zeros((2, 2 * x.shape[1]), dtype)
+    with ps.num_threads(1):
+        want = function(g, -abs(x))
+    with ps.num_threads(threads):
+        for a in (-abs(x), LAYOUTS["sliced"](-abs(x))):
+            out = room[:, ::2]
+            assert function(LAYOUTS["sliced"](g), a, out=out) is out
+            assert_same_bytes(out.copy(), want, function=function.__name__)
+            assert function(g, a, out=a) is a
+            assert_same_bytes(a.copy(), want, function=function.__name__)
+
+
 @pytest.mark.parametrize("temperature", [1, 0.7])
 @pytest.mark.parametrize("function", [ps.softmax, ps.log_softmax])
 @pytest.mark.parametrize("layout", WRITABLE)

@@ -4,6 +4,7 @@ from . import common
 from .functions import one_each
 
 IN_CACHE, ONE_ROW = (256, 1000), (1, 4_000_000)
+SIDE_BY_SIDE = (200_000, 16)  # rows along the first axis, too few for each thread to have some
 
 
 class _Scaling:
@@ -15,7 +16,8 @@ class _Scaling:
         if threads > len(common.available_cores()):
             raise NotImplementedError("fewer cores")
         self.set_num_threads = common.public("set_num_threads")
-        self.call = common.call_of(self.function, "numpy", dtype, shape)
+        axis = 0 if shape == SIDE_BY_SIDE else -1
+        self.call = common.call_of(self.function, "numpy", dtype, shape, axis)
 
     def on(self, threads):
         def call():
@@ -32,8 +34,8 @@ globals().update(
     one_each(
         _Scaling,
         {
-            name: [[2, 4, 8], common.DTYPES, [IN_CACHE, ONE_ROW]]
-            for name in ("softmax", "cross_entropy")
+            name: [[2, 4, 8], common.DTYPES, [IN_CACHE, ONE_ROW, SIDE_BY_SIDE]]
+            for name in ("softmax", "cross_entropy", "softmax_vjp")
         },
     )
 )

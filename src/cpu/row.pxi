@@ -322,14 +322,14 @@ cdef inline Operand part_of(const Operand *operand, const Task *task, Py_ssize_t
     return part
 
 
-cdef inline const real *logits_of(const Task *task, Py_ssize_t row, Py_ssize_t begin,
-                                  Py_ssize_t n, real *scratch) noexcept nogil:
+cdef inline const real *columns_of(const Operand *operand, const Task *task, Py_ssize_t row,
+                                   Py_ssize_t begin, Py_ssize_t n, real *scratch) noexcept nogil:
     """Contiguous; masked ones are -inf."""
-    cdef Operand x = part_of(&task.x, task, row, begin)
+    cdef Operand part = part_of(operand, task, row, begin)
     cdef Operand mask = part_of(&task.mask, task, row, begin)
-    if mask.data == NULL and is_contiguous(&x):
-        return <const real *>x.data
-    gather(&x, &mask, 0, 0, 1, n, scratch)
+    if mask.data == NULL and is_contiguous(&part):
+        return <const real *>part.data
+    gather(&part, &mask, 0, 0, 1, n, scratch)
     return scratch
 
 
@@ -344,34 +344,38 @@ cdef void row_maximum(const Task *task, Py_ssize_t row, Py_ssize_t piece,
     cdef double most = -INFINITY
     for begin from piece * PIECE <= begin < end by BLOCK:
         n = min(BLOCK, end - begin)
-        most = max(most, row_max(logits_of(task, row, begin, n, <real *>scratch), n))
+        most = max(most, row_max(columns_of(&task.x, task, row, begin, n, <real *>scratch), n))
     maximum[0] = most
 
 
 cdef bint sweep_row_piece(Operation op, const Task *task, Py_ssize_t row, Py_ssize_t piece,
                           const double *start, Partial *result, double *exponents) noexcept nogil:
-    cdef vec[BLOCK_VECTORS] scratch
+    cdef vec[BLOCK_VECTORS] scratch, y_scratch
     cdef Partial[8] stack  # levels of the tree over a piece of 32 blocks
     cdef View view
     cdef Operand out
     cdef const real *x
+    cdef const real *y = NULL
     cdef real *e = NULL
     cdef int depth = 0
     cdef bint stored = stores_exp(op) and is_contiguous(&task.out)
+    cdef Operation summed = op if stored or is_product(op) else LOGSUMEXP
     cdef Py_ssize_t begin, n, end = min((piece + 1) * PIECE, task.n), index = 0
     cdef double running = start[0]
     view_of_row(task, row, &view)
-    if is_one_hot(view.temperature):
+    if is_one_hot(view.temperature) and not is_product(op):
         return False
     exponents += piece * (PIECE // BLOCK)
     for begin from piece * PIECE <= begin < end by BLOCK:
         n = min(BLOCK, end - begin)
-        x = logits_of(task, row, begin, n, <real *>scratch)
+        x = columns_of(&task.x, task, row, begin, n, <real *>scratch)
+        if is_product(op):
+            y = columns_of(&task.y, task, row, begin, n, <real *>y_scratch)
         if stored:
             out = part_of(&task.out, task, row, begin)
             e = <real *>out.data
-        if not sweep(op if stored else LOGSUMEXP, False, x, NULL, e, False, n, &view, running,
-                     &stack[depth], exponents + index):
+        if not sweep(summed, False, x, y, e, False, n, &view, running, &stack[depth],
+                     exponents + index):
             return False
         running = max(running, stack[depth].max)
         depth += 1
@@ -384,11 +388,12 @@ cdef bint sweep_row_piece(Operation op, const Task *task, Py_ssize_t row, Py_ssi
 
 cdef void write_row_piece(Operation op, const Task *task, Py_ssize_t row, Py_ssize_t piece,
                           const Partial *whole, const double *exponents) noexcept nogil:
-    cdef vec[BLOCK_VECTORS] scratch
+    cdef vec[BLOCK_VECTORS] scratch, y_scratch
     cdef View view
     cdef Operand out, mask
     cdef Partial again
     cdef const real *source
+    cdef const real *y = NULL
     cdef real *target
     cdef Py_ssize_t begin, n, end = min((piece + 1) * PIECE, task.n), index = 0
     cdef bint stored = stores_exp(op) and is_contiguous(&task.out)
@@ -401,12 +406,14 @@ cdef void write_row_piece(Operation op, const Task *task, Py_ssize_t row, Py_ssi
         target = <real *>out.data if is_contiguous(&out) else <real *>scratch
         source = target
         if not stored:
-            source = logits_of(task, row, begin, n, <real *>scratch)
+            source = columns_of(&task.x, task, row, begin, n, <real *>scratch)
+        if is_product(op):
+            y = columns_of(&task.y, task, row, begin, n, <real *>y_scratch)
         if stores_exp(op) and not stored:
             sweep(op, False, source, NULL, target, False, n, &view, whole.max, &again, NULL)
             source = target
-        write(op, False, source, NULL, target, False, target, n, &view, whole,
-              exponents + index, 0, NULL)
+        write(op, False, source, y, target, False, target, n, &view, whole, exponents + index, 0,
+              NULL)
         if target == <real *>scratch:
             scatter(op, &out, &mask, 0, 0, 1, n, target)
         elif mask.data != NULL:

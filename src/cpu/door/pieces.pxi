@@ -7,6 +7,7 @@ cdef enum:
     UNITS_APART = 8  # of a vjp, for each thread: with fewer, threads read narrow stripes of memory
 
 cdef inline bint has_pieces(Operation op) noexcept nogil:
+    """Whether panels may be taken in Pieces."""
     return op == SOFTMAX or op == LOG_SOFTMAX or op == LOGSUMEXP
 
 
@@ -16,7 +17,10 @@ cdef inline bint is_vjp(Operation op) noexcept nogil:
 
 cdef inline bint has_long_rows(Operation op, const Task *task, Py_ssize_t real_size) noexcept nogil:
     """Whether a row may be taken in pieces, and is worth it."""
-    return has_pieces(op) and task.n * real_size >= 2 * PIECE_BYTES
+    cdef Py_ssize_t least = 2 * PIECE_BYTES
+    if is_vjp(op) and not is_plain_task(task, real_size):
+        least = 16 * PIECE_BYTES  # both operands are gathered twice (measured)
+    return (has_pieces(op) or is_vjp(op)) and task.n * real_size >= least
 
 
 cdef inline Py_ssize_t rounds(Py_ssize_t count, Py_ssize_t at_once) noexcept nogil:
@@ -107,7 +111,7 @@ cdef int unit_in_pieces(Table table, const Pieces *by, RangeFunction at_once, Op
         for lane in prange(lanes, num_threads=min(threads, <int>lanes), schedule="static"):
             merge_pieces(table, partials + lane, pieces, lanes)
         for lane in range(lanes):
-            missed |= partials[lane].max == -INFINITY
+            missed |= partials[lane].max == -INFINITY and not is_vjp(op)
     if not missed:
         if op != LOGSUMEXP:
             for piece in prange(pieces, num_threads=threads, schedule="static"):
