@@ -35,7 +35,7 @@ globals().update(
         _Scaling,
         {
             name: [[2, 4, 8], common.DTYPES, [IN_CACHE, ONE_ROW, SIDE_BY_SIDE]]
-            for name in ("softmax", "cross_entropy", "softmax_vjp")
+            for name in ("softmax", "cross_entropy")
         },
     )
 )
