@@ -85,8 +85,8 @@ typedef struct {
 typedef int (*RangeFunction)(const Task *task, Py_ssize_t begin, Py_ssize_t end);
 
 /* A unit of long rows in pieces along them, which several threads may share: softmax, log_softmax
- * and logsumexp, and of single rows the vjps. Partials and exponents of a piece: lane by lane, the latter block by block; of a
- * unit: piece by piece. */
+ * and logsumexp, and of single rows the vjps. Partials and exponents of a piece: lane by lane, the
+ * latter block by block; of a unit: piece by piece. */
 typedef struct {
     Py_ssize_t lanes;  /* rows of a unit, at most */
     Py_ssize_t blocks; /* of a piece */
